@@ -1,0 +1,227 @@
+"""The pieces of a tiny recursive network: linear maps, norms, five ways to mix positions, MLPs, losses.
+
+Nothing here knows about tasks, recursion or training. Shapes: B batch, L positions (P prefix positions first), D width,
+H heads, I inner width of an MLP, V vocabulary. Weights stay fp32; a layer computes in the dtype of its input.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def trunc_normal(*shape: int, std: float) -> Tensor:
+    """Normal numbers cut at two sigma, widened so that what is left has the standard deviation `std` (LeCun init of TRM)."""
+    sigma = std / 0.8796256610342398  # the standard deviation of a unit normal cut at +-2
+    return nn.init.trunc_normal_(torch.empty(shape), std=sigma, a=-2 * sigma, b=2 * sigma)
+
+
+class Linear(nn.Module):
+    """x W^T without bias; the fp32 weight is cast to the dtype of x, so bf16 activations need no autocast."""
+
+    def __init__(self, d_in: int, d_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(trunc_normal(d_out, d_in, std=d_in**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Norm(nn.Module):
+    """RMSNorm h / sqrt(mean(h^2) + 1e-5), or LayerNorm, over the last axis, in fp32 inside; TRM learns no gain."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.norm = {"rms": F.rms_norm, "layer": F.layer_norm}[kind]
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.norm(h, h.shape[-1:], eps=1e-5)
+
+
+# ---------------------------------------------------------------- positions
+
+def rope_1d(length: int, dim: int, base: float = 10_000.0, device=None) -> Tensor:
+    """Rotary angles (length, dim / 2) in radians, fp32: position p turns pair i by p * base^(-2i/dim) (arXiv 2104.09864)."""
+    frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
+    return torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
+
+
+def rope_2d(rows: int, cols: int, dim: int, prefix: int = 0, base: float = 10_000.0, device=None) -> Tensor:
+    """Axial rotary angles: half of each head turns with the row, half with the column.
+
+    Returns (prefix + rows * cols, dim / 2) in radians, fp32; prefix positions sit at (0, 0..prefix-1), the grid below them.
+    Raises ValueError unless dim is a multiple of 4. Source: the maze runs of arXiv 2601.19085.
+    """
+    if dim % 4:
+        raise ValueError(f"rope_2d needs a head width that is a multiple of 4, got {dim}")
+    row, col = rope_1d(rows + bool(prefix), dim // 2, base, device), rope_1d(max(cols, prefix), dim // 2, base, device)
+    top = torch.cat([row[:1].expand(prefix, -1), col[:prefix]], -1)
+    grid = torch.cat([row[bool(prefix):].repeat_interleave(cols, 0), col[:cols].repeat(rows, 1)], -1)
+    return torch.cat([top, grid])
+
+
+def rotate(q: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs (i, i + D/2) of q (B, L, H, D) by angles (L, D/2); computed in fp32, returned in q's dtype."""
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]  # (L, 1, D/2)
+    a, b = q.float().chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(q.dtype)
+
+
+# ---------------------------------------------------------------- channel mixing
+
+def round_up(value: float, multiple: int) -> int:
+    return -(-round(value) // multiple) * multiple
+
+
+class MLP(nn.Module):
+    """Mixes the last axis (width w): SwiGLU `down(silu(gate) * up)`, or a plain MLP with SiLU or GELU.
+
+    inner = round(expansion * w * 2/3) for SwiGLU (three matrices) and expansion * w for the plain ones (two), rounded up to
+    `multiple` (256 in TRM). With `align`, CUDA inputs are zero-padded to a multiple of 8: the same mathematics, aligned rows.
+    """
+
+    def __init__(self, width: int, kind: str = "swiglu", expansion: float = 4.0, multiple: int = 256):
+        super().__init__()
+        self.kind = kind
+        inner = round_up(expansion * width * (2 / 3 if kind == "swiglu" else 1), multiple)
+        self.up = Linear(width, 2 * inner if kind == "swiglu" else inner)  # SwiGLU: gate first, then up
+        self.down = Linear(inner, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        up, down = self.up.weight.to(h.dtype), self.down.weight.to(h.dtype)
+        pad = -h.shape[-1] % 8 if h.is_cuda else 0  # tensor cores want rows of 16 bytes; 97 positions have none
+        if pad:
+            h, up, down = F.pad(h, (0, pad)), F.pad(up, (0, pad)), F.pad(down, (0, 0, 0, pad))
+        u = F.linear(h, up)
+        if self.kind == "swiglu":
+            gate, u = u.chunk(2, -1)
+            u = F.silu(gate) * u
+        else:
+            u = F.silu(u) if self.kind == "silu" else F.gelu(u)
+        out = F.linear(u, down)
+        return out[..., :-pad] if pad else out
+
+
+# ---------------------------------------------------------------- token mixing: each maps (B, L, D) to (B, L, D)
+
+class Attention(nn.Module):
+    """Full self-attention without mask or bias, rotary positions optional."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
+
+    def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
+        B, L, D = h.shape
+        q, k, v = self.qkv(h).view(B, L, 3, self.heads, D // self.heads).unbind(2)  # each (B, L, H, D/H)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # each (B, H, L, D/H)
+        if h.device.type == "cpu":  # the bf16 kernel's backward is 3.5 times slower than fp32's on CPUs
+            q, k, v = q.float(), k.float(), v.float()
+        a = F.scaled_dot_product_attention(q, k, v).to(h.dtype)
+        return self.out(a.transpose(1, 2).reshape(B, L, D))
+
+
+class Conv(nn.Module):
+    """Depthwise 3x3 convolution over the square grid; its weights do not depend on the grid's size. A prefix is left out."""
+
+    def __init__(self, dim: int, prefix: int = 0):
+        super().__init__()
+        self.prefix = prefix
+        self.weight = nn.Parameter(trunc_normal(dim, 1, 3, 3, std=1 / 3))
+
+    def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
+        B, L, D = h.shape
+        side = math.isqrt(L - self.prefix)
+        grid = h[:, self.prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (B, D, side, side), channels last
+        out = F.conv2d(grid, self.weight.to(h.dtype), padding=1, groups=D)
+        return F.pad(out.permute(0, 2, 3, 1).flatten(1, 2), (0, 0, self.prefix, 0))
+
+
+class Pool(nn.Module):
+    """Gated pooling over the groups of a cell: its row, its column and, if `box` = (rows, cols) is given, its box.
+
+    u, g = split(W_in h); m_k = sum over the group of u_k * silu(g_k) / sqrt(group size); out = W_out [m_1, m_2, m_3].
+    Equivariant under every permutation of positions that maps groups to groups (all position symmetries of Sudoku).
+    W_out is applied to the pooled vectors, one per group and not one per cell: the same sum for a fraction of the work.
+    """
+
+    def __init__(self, dim: int, box: tuple[int, int] = (0, 0)):
+        super().__init__()
+        self.box = box
+        self.kinds = 3 if box[0] else 2
+        self.into = Linear(dim, 2 * self.kinds * dim)
+        self.out = Linear(self.kinds * dim, dim)
+
+    def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
+        B, L, D = h.shape
+        side, (r, c) = math.isqrt(L), self.box
+        u, g = self.into(h).chunk(2, -1)
+        m = (u * F.silu(g)).view(B, side, side, self.kinds, D) * side**-0.5
+        w = self.out.weight.to(h.dtype).split(D, -1)  # W_out by kind of group, each (D, D)
+        out = F.linear(m[:, :, :, 0].sum(2), w[0])[:, :, None] + F.linear(m[:, :, :, 1].sum(1), w[1])[:, None]
+        if self.box[0]:
+            boxes = m[:, :, :, 2].reshape(B, side // r, r, side // c, c, D).sum((2, 4))  # (B, side/r, side/c, D)
+            boxes = F.linear(boxes, w[2])[:, :, None, :, None].expand(-1, -1, r, -1, c, -1)
+            out = out + boxes.reshape(B, side, side, D)
+        return out.view(B, L, D)
+
+
+class PositionMLP(nn.Module):
+    """The MLP-mixer's token mixing: an MLP over the L positions, the same for every channel."""
+
+    def __init__(self, length: int, kind: str, expansion: float, multiple: int):
+        super().__init__()
+        self.mlp = MLP(length, kind, expansion, multiple)
+
+    def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
+        return self.mlp(h)  # the block hands it (B, D, L)
+
+
+class Block(nn.Module):
+    """Token mixing, then channel mixing, each with a residual and a norm.
+
+    Post-norm (TRM): h = norm(h + f(h)). Pre-norm: h = h + f(norm(h)); the net then ends with one more norm.
+    Around an MLP over positions everything, the norm too, runs on the transposed (B, D, L).
+    """
+
+    def __init__(self, mixers: list[nn.Module], mlp: MLP, norm: str = "rms", pre: bool = False):
+        super().__init__()
+        self.mixers = nn.ModuleList(mixers)
+        self.mlp = mlp
+        self.norm = Norm(norm)
+        self.pre = pre
+
+    def residual(self, h: Tensor, f, *args) -> Tensor:
+        return h + f(self.norm(h), *args) if self.pre else self.norm(h + f(h, *args))
+
+    def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
+        for mixer in self.mixers:
+            if isinstance(mixer, PositionMLP):
+                h = self.residual(h.transpose(1, 2), mixer).transpose(1, 2)
+            else:
+                h = self.residual(h, mixer, angles)
+        return self.residual(h, self.mlp)
+
+
+# ---------------------------------------------------------------- losses
+
+def stablemax_log_probs(logits: Tensor) -> Tensor:
+    """log of s(v) / sum s(v) over the last axis, s(v) = v + 1 for v >= 0, else 1 / (1 - v) (arXiv 2501.04697)."""
+    s = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
+    return s.log() - s.sum(-1, keepdim=True).log()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, kind: str = "stablemax") -> Tensor:
+    """Per row, the mean cross-entropy over its labelled positions: (B, L, V), (B, L) -> (B,), fp32.
+
+    Positions with a negative label (-100, the field's habit) count as not labelled. kind: "stablemax" or "softmax".
+    """
+    log_probs = (stablemax_log_probs if kind == "stablemax" else lambda v: v.log_softmax(-1))(logits.float())
+    labelled = labels >= 0
+    loss = -log_probs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)  # (B, L)
+    return (loss * labelled).sum(-1) / labelled.sum(-1).clamp(min=1)
