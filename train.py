@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-from config import command_line, flatten, load_config, to_toml
+from config import build, command_line, flatten, load_config, to_toml
 from data import DataConfig, UserError
+from evaluate import evaluate, rows_within_training
 from model import TRM, Carry, ModelConfig, Shape, trm_loss
 from optim import GrokFast, make_ema, make_optimizers, schedule, set_rates
+from runs import TrainingError, check_same, cut_metrics, load, run_folder, save, write_atomic
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class TrainConfig:
 # Keys that change how a run is watched or where it computes, not what it computes: a run may continue with others.
 FREE = {"hypothesis", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
 
+NOISE = 7  # stream of data.rng for exploration and random first states; data.py uses 0..6
+
 
 @dataclass(frozen=True)
 class Config:
@@ -110,10 +113,6 @@ class Config:
         if self.model.mixer in ("mlp",) or self.model.positions == "learned":
             if self.data.test_size not in (0, self.data.size):
                 yield "data", "test_size", f"data.size: weights of mixer = {self.model.mixer!r}, positions = {self.model.positions!r} belong to one size"
-
-
-class TrainingError(Exception):
-    """Training cannot go on (exit code 3); the message says what is safe on disk."""
 
 
 # ---------------------------------------------------------------- where we are
@@ -185,132 +184,6 @@ def commit() -> str:
         return ""
 
 
-# ---------------------------------------------------------------- files that are whole or not there
-
-def write_atomic(path: Path, write) -> None:
-    """`write(file)` to a temporary name, fsync, rename: a reader or a crash sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(f"cannot write {path} ({getattr(e, 'strerror', None) or e}); what was saved there before is untouched") from e
-
-
-def save(path: Path, state: dict) -> None:
-    write_atomic(path, lambda f: torch.save(state, f))
-
-
-def load(path: Path, device="cpu") -> dict:
-    """A checkpoint, tensors and plain values only. Raises UserError on a file that is none."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, expected a checkpoint written by train.py") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, __import__("pickle").UnpicklingError):
-        raise UserError(f"{path}: not a readable checkpoint of train.py (truncated, or another kind of file)") from None
-
-
-def run_folder(cfg: Config, entry: Path) -> Path:
-    """runs/<entry below sweeps/, without .toml>/seed<k>"""
-    parts = Path(entry).resolve().with_suffix("").parts
-    below = parts[len(parts) - parts[::-1].index("sweeps"):] if "sweeps" in parts else parts[-1:]
-    return Path(cfg.out, *below, f"seed{cfg.seed}")
-
-
-def check_same(folder: Path, cfg: Config) -> None:
-    """Refuse a folder that was made with another configuration."""
-    from config import read_toml
-    old = read_toml(folder / "config.toml")
-    old = {k: v for k, v in old.items() if not isinstance(v, dict)} | {
-        f"{t}.{k}": v for t, keys in old.items() if isinstance(keys, dict) for k, v in keys.items()}
-    for key, value in flatten(cfg).items():
-        if key not in FREE and old.get(key) != value:
-            raise UserError(f"{folder} was made with {key} = {json.dumps(old.get(key))}, this command says {json.dumps(value)}; "
-                            f"delete it, pass --{key}={old.get(key)}, or choose another --out")
-
-
-# ---------------------------------------------------------------- evaluation
-
-@torch.no_grad()
-def evaluate(net: TRM, split: data.Split, cfg: Config, world: World, rows: int = 0, adaptive: bool = False,
-             progress: str = "") -> dict:
-    """Solve the first `rows` (0: all) puzzles of a split with all supervision steps.
-
-    Returns {"exact", "cells", "valid", ..., "steps", "n", "curve": exact after each step, "halting": {the same figures when each
-    row's answer is read at its first q_halt > 0}, "verdict": {name: (n,) bool}}. With `adaptive` finished rows leave the batch,
-    so only the "halting" figures are defined, and the top level repeats them. Rows are dealt out over the processes.
-    """
-    was_training, n_sup = net.training, cfg.train.eval_steps or cfg.model.n_sup
-    net.eval()
-    chosen = np.arange(len(split) if not rows else min(rows, len(split)))
-    mine = chosen[world.rank::world.size]
-    size = max(1, min(cfg.train.batch_size // cfg.train.accumulate // world.size, -(-len(chosen) // world.size)))
-    L = split.inputs.shape[1]
-    labels = np.asarray(split.labels[mine], dtype=np.int64)
-    curve = np.zeros((len(mine), n_sup), dtype=bool)
-    final, at_halt = np.zeros((len(mine), L), dtype=np.uint8), np.zeros((len(mine), L), dtype=np.uint8)
-    used = np.full(len(mine), n_sup)
-    bar = tqdm(total=len(mine), desc=progress, leave=False, disable=not progress or world.rank > 0, unit="puzzle")
-    for first in range(0, len(mine), size):
-        slots = np.arange(first, min(first + size, len(mine)))
-        padded = np.concatenate([slots, np.full(size - len(slots), slots[-1])])  # one batch size: no recompilation
-        batch = {"inputs": torch.from_numpy(split.inputs[mine[padded]].astype(np.int64)).to(world.device),
-                 "labels": torch.from_numpy(labels[padded]).to(world.device),
-                 "puzzle": torch.zeros(size, dtype=torch.long, device=world.device)}
-        g = torch.Generator(world.device).manual_seed(first)
-        carry = net.refill(net.start(batch), batch, net.first_states(size, L, g))
-        running = padded.copy()  # running[i]: the row of `mine` that slot i solves
-        open_ = np.ones(len(mine), dtype=bool)
-        for step in range(n_sup):
-            carry, out = net.step(carry)
-            answers, q = out.logits.argmax(-1).to("cpu", torch.uint8).numpy(), out.q_halt.cpu().numpy()
-            final[running] = answers
-            curve[running, step] = (answers == labels[running]).all(-1)
-            stop = open_[running] & ((q > 0) | (step == n_sup - 1))
-            at_halt[running[stop]], used[running[stop]] = answers[stop], step + 1
-            open_[running[stop]] = False
-            if adaptive:
-                keep = np.flatnonzero(open_[running])
-                if not len(keep):
-                    break
-                if len(keep) <= len(running) // 2:  # shrink by halves, so that few batch sizes occur
-                    half = len(running) // 2
-                    while half // 2 >= len(keep):
-                        half //= 2
-                    keep = np.resize(keep, half)
-                    running, index = running[keep], torch.from_numpy(keep).to(world.device)
-                    carry = carry.map(lambda t: t[index])
-        bar.update(len(slots))
-    bar.close()
-    net.train(was_training)
-    inputs = np.asarray(split.inputs[mine])
-
-    def figures(answers: np.ndarray, steps: np.ndarray) -> tuple[dict, dict]:
-        verdict = {"exact": (answers == labels).all(-1)} | data.check(cfg.data.task, inputs, answers)
-        columns = np.stack([*verdict.values(), (answers == labels).mean(-1), steps], 1)
-        total = world.sum(torch.from_numpy(np.concatenate([columns.sum(0), [len(mine)]])))
-        mean = dict(zip([*verdict, "cells", "steps"], (total[:-1] / total[-1]).tolist()))
-        return mean | {"n": int(total[-1])}, verdict
-
-    halting, verdict = figures(at_halt, used)
-    if adaptive:
-        return halting | {"halting": halting, "verdict": verdict}
-    mean, verdict = figures(final, np.full(len(mine), n_sup))
-    exact = world.sum(torch.from_numpy(np.concatenate([curve.sum(0), [len(mine)]]).astype(np.float64)))
-    return mean | {"curve": (exact[:-1] / exact[-1]).tolist(), "halting": halting, "verdict": verdict}
-
-
-def rows_within_training(cfg: Config) -> int:
-    """How many puzzles an evaluation may take so that it costs no more than the training: it binds in smoke tests only."""
-    m, steps = cfg.model, cfg.train.eval_steps or cfg.model.n_sup
-    return max(2, int(cfg.train.steps * cfg.train.batch_size * (m.T + 2 * m.grad_cycles) / (m.T * steps)))
-
-
 # ---------------------------------------------------------------- the training loop
 
 class Signals:
@@ -354,7 +227,7 @@ def average_gradients(params: list[Tensor], world: World) -> None:
 def noise(net: TRM, cfg: Config, world: World, step: int, L: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
     """This step's random first states and exploration, drawn for the global batch: a pure function of (seed, step)."""
     B, (lo, hi) = cfg.train.batch_size, (cfg.train.batch_size * r // world.size for r in (world.rank, world.rank + 1))
-    g = torch.Generator(world.device).manual_seed(int(data.rng(cfg.seed, 7, step).integers(2**62)))
+    g = torch.Generator(world.device).manual_seed(int(data.rng(cfg.seed, NOISE, step).integers(2**62)))
     demanded = net.exploration(B, g)
     states = tuple(s[lo:hi] for s in net.first_states(B, L, g)) if cfg.model.init == "random" else None
     return states, None if demanded is None else demanded[lo:hi]
@@ -381,7 +254,7 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
     world = make_world(tc)
     lead = world.rank == 0
     if (folder / "config.toml").exists():
-        check_same(folder, cfg)
+        check_same(folder, cfg, FREE)
     if (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text())
         if lead:
@@ -569,19 +442,6 @@ def summarize(total: dict, world: World) -> dict:
     return line | {"halted": int(count)}
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`: a resumed run writes them again."""
-    if path.exists():
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:  # the line that a kill cut in half
-                break
-        write_atomic(path, lambda f: f.write("".join(line + "\n" for line in kept).encode()))
-
-
 def start_wandb(cfg: Config, folder: Path):
     try:
         import wandb
@@ -663,7 +523,6 @@ def load_run(path: Path, device="cpu", dtype: torch.dtype = torch.float32, weigh
     for key, value in state["config"].items():
         table, _, name = key.rpartition(".")
         (tables.setdefault(table, {}) if table else tables)[name] = value
-    from config import build
     cfg = build(Config, tables)
     net = TRM(cfg.model, Shape(**state["shape"]), dtype).to(device)
     net.load_state_dict(state[weights] if state[weights] is not None else state["raw"])

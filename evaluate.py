@@ -1,0 +1,83 @@
+"""Solve held-out puzzles and score them by the labels and by the rules."""
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+from model import TRM
+
+
+@torch.no_grad()
+def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: bool = False,
+             progress: str = "") -> dict:
+    """Solve the first `rows` (0: all) puzzles of a split with all supervision steps.
+
+    Returns {"exact", "cells", "valid", ..., "steps", "n", "curve": exact after each step, "halting": {the same figures when each
+    row's answer is read at its first q_halt > 0}, "verdict": {name: (n,) bool}}. With `adaptive` finished rows leave the batch,
+    so only the "halting" figures are defined, and the top level repeats them. Rows are dealt out over the processes.
+    """
+    was_training, n_sup = net.training, cfg.train.eval_steps or cfg.model.n_sup
+    net.eval()
+    chosen = np.arange(len(split) if not rows else min(rows, len(split)))
+    mine = chosen[world.rank::world.size]
+    size = max(1, min(cfg.train.batch_size // cfg.train.accumulate // world.size, -(-len(chosen) // world.size)))
+    L = split.inputs.shape[1]
+    labels = np.asarray(split.labels[mine], dtype=np.int64)
+    curve = np.zeros((len(mine), n_sup), dtype=bool)
+    final, at_halt = np.zeros((len(mine), L), dtype=np.uint8), np.zeros((len(mine), L), dtype=np.uint8)
+    used = np.full(len(mine), n_sup)
+    bar = tqdm(total=len(mine), desc=progress, leave=False, disable=not progress or world.rank > 0, unit="puzzle")
+    for first in range(0, len(mine), size):
+        slots = np.arange(first, min(first + size, len(mine)))
+        padded = np.concatenate([slots, np.full(size - len(slots), slots[-1])])  # one batch size: no recompilation
+        batch = {"inputs": torch.from_numpy(split.inputs[mine[padded]].astype(np.int64)).to(world.device),
+                 "labels": torch.from_numpy(labels[padded]).to(world.device),
+                 "puzzle": torch.zeros(size, dtype=torch.long, device=world.device)}
+        g = torch.Generator(world.device).manual_seed(first)
+        carry = net.refill(net.start(batch), batch, net.first_states(size, L, g))
+        running = padded.copy()  # running[i]: the row of `mine` that slot i solves
+        open_ = np.ones(len(mine), dtype=bool)
+        for step in range(n_sup):
+            carry, out = net.step(carry)
+            answers, q = out.logits.argmax(-1).to("cpu", torch.uint8).numpy(), out.q_halt.cpu().numpy()
+            final[running] = answers
+            curve[running, step] = (answers == labels[running]).all(-1)
+            stop = open_[running] & ((q > 0) | (step == n_sup - 1))
+            at_halt[running[stop]], used[running[stop]] = answers[stop], step + 1
+            open_[running[stop]] = False
+            if adaptive:
+                keep = np.flatnonzero(open_[running])
+                if not len(keep):
+                    break
+                if len(keep) <= len(running) // 2:  # shrink by halves, so that few batch sizes occur
+                    half = len(running) // 2
+                    while half // 2 >= len(keep):
+                        half //= 2
+                    keep = np.resize(keep, half)
+                    running, index = running[keep], torch.from_numpy(keep).to(world.device)
+                    carry = carry.map(lambda t: t[index])
+        bar.update(len(slots))
+    bar.close()
+    net.train(was_training)
+    inputs = np.asarray(split.inputs[mine])
+
+    def figures(answers: np.ndarray, steps: np.ndarray) -> tuple[dict, dict]:
+        verdict = {"exact": (answers == labels).all(-1)} | data.check(cfg.data.task, inputs, answers)
+        columns = np.stack([*verdict.values(), (answers == labels).mean(-1), steps], 1)
+        total = world.sum(torch.from_numpy(np.concatenate([columns.sum(0), [len(mine)]])))
+        mean = dict(zip([*verdict, "cells", "steps"], (total[:-1] / total[-1]).tolist()))
+        return mean | {"n": int(total[-1])}, verdict
+
+    halting, verdict = figures(at_halt, used)
+    if adaptive:
+        return halting | {"halting": halting, "verdict": verdict}
+    mean, verdict = figures(final, np.full(len(mine), n_sup))
+    exact = world.sum(torch.from_numpy(np.concatenate([curve.sum(0), [len(mine)]]).astype(np.float64)))
+    return mean | {"curve": (exact[:-1] / exact[-1]).tolist(), "halting": halting, "verdict": verdict}
+
+
+def rows_within_training(cfg) -> int:
+    """How many puzzles an evaluation may take so that it costs no more than the training: it binds in smoke tests only."""
+    m, steps = cfg.model, cfg.train.eval_steps or cfg.model.n_sup
+    return max(2, int(cfg.train.steps * cfg.train.batch_size * (m.T + 2 * m.grad_cycles) / (m.T * steps)))
