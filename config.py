@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import re
 import sys
 import typing
@@ -31,7 +32,7 @@ def fits(value, kind) -> bool:
     if typing.get_args(kind):
         return value in typing.get_args(kind)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
@@ -115,11 +116,12 @@ def load_config(cls, entry: Path, overrides: dict):
         layer = {k: v for k, v in layer.items() if k != "slurm"}
         check_layer(layer, cls, where)
         values = merge(values, layer)
-        origin |= {(table, key): where for table, keys in layer.items() if isinstance(keys, dict) for key in keys}
+        for table, keys in layer.items():
+            origin |= {(table, key): where for key in keys} if isinstance(keys, dict) else {("", table): where}
     cfg = build(cls, values)
     for table, key, expected in cfg.problems():
-        where = origin.get((table, key), f"{entry} (default)")
-        raise UserError(f"{where} [{table}]: {key} = {getattr(getattr(cfg, table), key)!r}, expected {expected}")
+        where, owner = origin.get((table, key), f"{entry} (default)"), getattr(cfg, table) if table else cfg
+        raise UserError(f"{where}{f' [{table}]' if table else ''}: {key} = {getattr(owner, key)!r}, expected {expected}")
     return cfg
 
 

@@ -11,6 +11,7 @@ to resume, and any number of ranks sees the batches that one process would see. 
 """
 
 import argparse
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -57,6 +58,7 @@ class DataConfig:
     test_rows: int = 0  # test rows; 0 = the whole file (generated: 512)
     test_size: int = 0  # side of the test mazes; 0 = size (a convolution transfers to other sizes)
     augment: bool = True  # mazes: turn and mirror the question, solve it again; Sudoku: the full symmetry group
+    reveal: float = 0.0  # Sudoku: share of training draws that show a random part of their blanks' answers: easier puzzles beside the hard
     seed: int = 0  # of generation and split, not of training: all training seeds share validation and test
 
 
@@ -72,12 +74,12 @@ class Split:
 
 @dataclass
 class Dataset:
-    train: "Split | None"  # None: a fresh maze for every draw
+    train: Split | None  # None: a fresh maze for every draw
     val: Split
     test: Split
     card: dict  # what a run states about its data: sources, hashes, rows, augmentation, split, trivial baseline
     shape: dict  # what a model needs: seq_len, vocab_size, num_puzzles, box_rows, box_cols (0 for mazes)
-    variants: "Split | None" = None  # (N, 8, L): turned and mirrored training mazes, each solved again
+    variants: Split | None = None  # (N, 8, L): turned and mirrored training mazes, each solved again
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # fingerprints no fresh maze may have
     block: tuple = (None, None)  # the last block of fresh mazes, with its key: a cache, no state
 
@@ -88,6 +90,7 @@ BOX = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # side -> rows and columns of a box
 GIVENS = {4: (6, 10), 6: (14, 18), 9: (36, 45)}  # default clues of generated ones
 LEAST_GIVENS = {4: 4, 6: 8, 9: 17}  # no Sudoku with fewer has one solution
 MAX_SIDE = 60  # a row of a maze, its rim and a shift must fit the bits of an int64
+POPCOUNT = np.array([bin(mask).count("1") for mask in range(512)])  # digits in a mask of candidates
 TEST, POOL, VAL, CUT, ORDER, AUGMENT, FRESH = range(7)  # streams: second number of every key
 
 
@@ -138,17 +141,22 @@ def _check_ends(questions: np.ndarray, where: Callable[[int], str]):
             raise UserError(f"{where(row)} has {found[row]} cells {name}, expected exactly one")
 
 
-def encode(task: str, text: str, size: int) -> np.ndarray:
-    """A question as (L,) uint8 tokens. Line breaks are ignored; in a Sudoku every white space, and '.' or '0' is a blank.
-
-    Lines of a maze may have lost their trailing spaces. Raises UserError for a wrong length or character, no S, two G.
-    """
-    if task == "maze":
+def _flat(task: str, text: str) -> str:
+    """The cells of a text of one or many lines; a maze gets back trailing spaces that an editor has cut off."""
+    if task == "sudoku":
+        return "".join(text.split())
+    lines = text.splitlines()
+    if max(map(len, lines), default=0) != len(lines):  # not a square: empty lines around it may be to blame
         lines = text.strip("\r\n").splitlines()
-        text = "".join(line.ljust(len(lines)) for line in lines)
-    else:
-        text = "".join(text.split())
-    tokens = _tokens(task, [text], size, lambda _: "the puzzle")
+    return "".join(line.ljust(len(lines)) for line in lines)
+
+
+def encode(task: str, text: str, size: int) -> np.ndarray:
+    """A question of one or many lines as (L,) uint8 tokens; '.' and '0' are the blanks of a Sudoku, white space is ignored there.
+
+    Raises UserError for a wrong length or character, a maze without S, with two G.
+    """
+    tokens = _tokens(task, [_flat(task, text)], size, lambda _: "the puzzle")
     if task == "maze":
         _check_ends(tokens, lambda _: "the puzzle")
     return tokens[0]
@@ -172,8 +180,7 @@ def solve_maze(question: str) -> str:
     the lexicographically smallest shortest path with D < L < R < U. Reproduces all 2000 labels of Maze-Hard.
     Raises UserError for a malformed maze or a G that cannot be reached. Line breaks are dropped.
     """
-    lines = question.strip("\r\n").splitlines()
-    side = len(lines) if len(lines) > 1 else math.isqrt(len("".join(lines)))
+    side = math.isqrt(len(_flat("maze", question)))
     cells = list(decode("maze", encode("maze", question, side)))
     start, goal = cells.index("S"), cells.index("G")
     parent, queue = {start: start}, deque([start])
@@ -196,6 +203,8 @@ def solve_maze(question: str) -> str:
 
 def _bits(mask: np.ndarray) -> np.ndarray:
     """(N, S, S) bool -> (S + 2, N) int64: a word per row of a maze, column c in bit c + 1, with a rim of zeros."""
+    if mask.shape[1] > MAX_SIDE:
+        raise UserError(f"a maze of {mask.shape[1]}x{mask.shape[1]} cells is too large, at most {MAX_SIDE}x{MAX_SIDE}")
     packed = np.zeros(mask.shape[:2] + (8,), np.uint8)
     packed[..., : (mask.shape[2] + 7) // 8] = np.packbits(mask, axis=2, bitorder="little")
     words = np.zeros((mask.shape[1] + 2, len(mask)), np.int64)
@@ -266,7 +275,7 @@ def _turned(rows: np.ndarray) -> np.ndarray:
 
 
 @lru_cache
-def _units(side: int, box: "tuple[int, int] | None" = None) -> tuple[np.ndarray, np.ndarray]:
+def _units(side: int, box: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(3 side, side) cells of all rows, columns and boxes; (L, 3) the row, column and box of a cell, as unit numbers."""
     box_rows, box_cols = box or BOX[side]
     cell = np.arange(side * side).reshape(side, side)
@@ -313,8 +322,7 @@ def _propagate(cand: np.ndarray, side: int) -> np.ndarray:
 
 def _fewest(cand: np.ndarray, noise: np.ndarray | float = 0.0) -> np.ndarray:
     """(N,) the undecided cell with the fewest candidates; noise below 1 breaks ties."""
-    bits = np.array([bin(i).count("1") for i in range(512)])
-    return np.where(_several(cand), bits[cand] + noise, 99).argmin(0)
+    return np.where(_several(cand), POPCOUNT[cand] + noise, 99).argmin(0)
 
 
 def _search(cand: np.ndarray, side: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -348,9 +356,8 @@ def solve_sudoku(question: str) -> str:
 
     Raises UserError for a malformed puzzle, and where there is no solution or more than one.
     """
-    side = math.isqrt(len("".join(question.split())))
+    side = math.isqrt(len(_flat("sudoku", question)))
     tokens = encode("sudoku", question, side if side in BOX else 9).astype(int)
-    side = math.isqrt(tokens.size)
     cand = np.where(tokens > 1, 1 << np.maximum(tokens - 2, 0), (1 << side) - 1).astype(np.uint16)[:, None]
     found, answer = _search(cand, side, limit=2)
     if found[0] != 1:
@@ -361,7 +368,7 @@ def solve_sudoku(question: str) -> str:
 # --- rules ----------------------------------------------------------------------------------------------------------
 
 
-def check(task: str, inputs: np.ndarray, answer: np.ndarray, box: "tuple[int, int] | None" = None) -> dict[str, np.ndarray]:
+def check(task: str, inputs: np.ndarray, answer: np.ndarray, box: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
     """What the rules say of answers (N, L) to questions (N, L); no solution is needed. Returns (N,) bool per verdict.
 
     maze: "valid": only free cells became 'o', and they make one path from S to G on which no 'o' could be spared;
@@ -417,14 +424,14 @@ def _tree_walls(n: int, side: int, g: np.random.Generator) -> np.ndarray:
     room = np.arange(((side + 1) // 2) ** 2).reshape((side + 1) // 2, -1)
     a = np.concatenate([room[:, :-1].ravel(), room[:-1].ravel()])  # (E,) the two rooms of every inner wall
     b = np.concatenate([room[:, 1:].ravel(), room[1:].ravel()])
-    cell = lambda r: 2 * (r // len(room)) * side + 2 * (r % len(room))
+    cell = np.arange(side * side).reshape(side, side)[::2, ::2].ravel()  # (rooms,)
     walls = np.ones((n, side * side), bool)
-    walls[:, cell(room.ravel())] = False
+    walls[:, cell] = False
     group = np.tile(room.ravel().astype(np.int16), (n, 1))  # (n, rooms) connected component
     every = np.arange(n)
     for edge in g.random((n, a.size)).argsort(1).T:
         one, two = group[every, a[edge]], group[every, b[edge]]
-        walls[every, (cell(a[edge]) + cell(b[edge])) // 2] &= one == two
+        walls[every, (cell[a[edge]] + cell[b[edge]]) // 2] &= one == two
         group = np.where(group == two[:, None], one[:, None], group)
     return walls
 
@@ -444,8 +451,7 @@ def generate_mazes(cfg: DataConfig, count: int, g: np.random.Generator, size: in
             walls = noise < g.uniform(cfg.wall_min, cfg.wall_max, (n, 1))
         noise[walls] = -1.0
         questions = np.where(walls, WALL, FREE).astype(np.uint8)
-        every = np.arange(n)
-        ends = []
+        every, ends = np.arange(n), []
         for token in START, GOAL:  # the largest and second largest noise on free cells: uniform on them
             ends.append(noise.argmax(1))
             questions[every, ends[-1]] = token
@@ -504,7 +510,7 @@ def generate_sudokus(cfg: DataConfig, count: int, g: np.random.Generator, size: 
         inputs = np.where(given[:, enough].T, labels, 1).astype(np.uint8)
         return inputs, labels, _sudoku_keys(inputs, labels)
 
-    advice = f"raise --data.givens_max={high}, or ask for fewer rows"
+    advice = f"widen --data.givens_min={low} or --data.givens_max={high}, or ask for fewer rows"
     return _collect(make, count, avoid, 2000, 1.0, advice)
 
 
@@ -582,14 +588,14 @@ def read_csv(path: str, task: str, side: int) -> tuple[np.ndarray, np.ndarray]:
                 for number, row in enumerate(block, done + 1):
                     if len(row) <= max(q, a):
                         raise UserError(f"{path}, row {number}: {len(row)} columns, expected {len(header)}")
-                where = lambda row: f"{path}, row {done + row + 1}:"
-                inputs.append(_tokens(task, [row[q] for row in block], side, lambda r: where(r) + " the question"))
-                labels.append(_tokens(task, [row[a] for row in block], side, lambda r: where(r) + " the answer", True))
+                for into, column, name in (inputs, q, "question"), (labels, a, "answer"):
+                    texts, where = [row[column] for row in block], lambda at: f"{path}, row {done + at + 1}: the {name}"
+                    into.append(_tokens(task, texts, side, where, answer=into is labels))
                 done += len(block)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; `python data.py download {REAL[task]}` fetches the real files") from None
     except BAD_FILE as error:
-        raise UserError(f"{path} cannot be read (after {done} rows): {error or type(error).__name__}; fetch it again?") from None
+        raise UserError(f"{path} cannot be read ({error or type(error).__name__}); is it damaged?") from None
     if not done:
         raise UserError(f"{path} has a header but no rows")
     return np.concatenate(inputs), np.concatenate(labels)
@@ -630,14 +636,15 @@ def _validate(cfg: DataConfig):
         for key, side, path in ("size", cfg.size, cfg.train_path), ("test_size", cfg.test_size or cfg.size, cfg.test_path):
             even = cfg.walls == "perfect" and not path and side % 2 == 0
             rules += [(not 2 <= side <= MAX_SIDE, f"data.{key} = {side}, a maze has 2 to {MAX_SIDE} cells per side"),
-                      (even, f"data.{key} = {side}, perfect mazes have an odd number of cells per side")]  # fmt: skip
+                      (even, f"data.{key} = {side}, perfect mazes have an odd number of cells per side")]
         rules += [
             (cfg.walls not in ("random", "perfect"), f"data.walls = {cfg.walls!r}, expected 'random' or 'perfect'"),
             (not 0 <= cfg.wall_min <= cfg.wall_max < 1, f"data.wall_min = {cfg.wall_min} and data.wall_max = {cfg.wall_max}, "
              "expected 0 <= wall_min <= wall_max < 1"),
+            (cfg.reveal != 0, f"data.reveal = {cfg.reveal}, but it shows digits of a Sudoku; for mazes expected 0"),
             (cfg.fresh and cfg.train_path, "data.fresh = true and data.train_path exclude each other; drop one"),
             (cfg.fresh and not cfg.generate, "data.fresh = true draws new mazes, which data.generate = false forbids"),
-        ]  # fmt: skip
+        ]
     elif cfg.size not in BOX:
         rules += [(True, f"data.size = {cfg.size}, a Sudoku has 4, 6 or 9 cells per side")]
     else:
@@ -646,8 +653,9 @@ def _validate(cfg: DataConfig):
             (cfg.test_size not in (0, cfg.size), f"data.test_size = {cfg.test_size}, a Sudoku is tested at its own size {cfg.size}"),
             (not (low <= high <= most and high >= least), f"data.givens_min = {low} and data.givens_max = {high}, expected "
              f"givens_min <= givens_max, and givens_max from {least} to {most}"),
+            (not 0 <= cfg.reveal <= 1, f"data.reveal = {cfg.reveal}, expected a share, 0 to 1"),
             (cfg.fresh, "data.fresh = true is for mazes; ask for more Sudokus with data.train_rows"),
-        ]  # fmt: skip
+        ]
     no_file = cfg.train_rows == 0 and not cfg.train_path and not cfg.fresh
     for broken, sentence in rules + [(no_file, "data.train_rows = 0 means a whole file, but data.train_path is empty")]:
         if broken:
@@ -723,6 +731,8 @@ def load(cfg: DataConfig) -> Dataset:
         elif cfg.augment:
             square = len(set(BOX[side])) == 1
             card["augmentation"] = "permutations of digits, rows, columns, bands, stacks" + (", transpose" if square else "")
+        if cfg.reveal:
+            card["reveal"] = f"{cfg.reveal:.0%} of the training draws show a random part of their blanks"
     card |= {f"train_{k}": v for k, v in card_train.items()} | {f"test_{k}": v for k, v in card_test.items()}
     card["rows"] = {"train": "fresh" if train is None else len(train), "val": len(val), "test": len(test)}
     card["copy_baseline"] = baseline(test, task)
@@ -792,6 +802,9 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
             inputs, labels = ds.variants.inputs[row, pick], ds.variants.labels[row, pick]
         elif cfg.augment:
             inputs, labels = _shuffle_sudoku(inputs, labels, g)
+        if cfg.reveal:
+            shown = g.random(inputs.shape) < (g.random(size) * (g.random(size) < cfg.reveal))[:, None]
+            inputs = np.where(shown, labels, inputs)
     mine = slice(rank * size // world, (rank + 1) * size // world)
     return {"inputs": inputs[mine], "labels": labels[mine], "puzzle": np.zeros(size // world, np.int64)}
 
@@ -850,7 +863,8 @@ def _fetch(source: str, path: Path) -> str:
     from tqdm import tqdm
 
     digest, got = hashlib.sha256(), 0
-    with urllib.request.urlopen(source, timeout=60) as answer, open(path, "wb") as file:
+    opener = urllib.request.build_opener()  # reads the proxy variables now
+    with opener.open(source, timeout=60) as answer, open(path, "wb") as file:
         total = int(answer.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, unit="B", unit_scale=True, desc=source.rsplit("/", 1)[1]) as bar:
             while block := answer.read(1 << 16):
@@ -890,12 +904,13 @@ def download(name: str, to: str = "data", url: str = "") -> list[Path]:
             why = str(error).replace(str(part), "the file") or type(error).__name__
             raise UserError(f"no {path} from {source} ({why}); fetch that address by hand and save it as {path}") from None
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
         print(f"{path}  {rows} rows  sha256 {digest}")
     return paths
 
 
-def main(argv: "list[str] | None" = None):
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="data.py", description="Fetch the real puzzle files; everything else works without them.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("download", help="fetch train.csv and test.csv of a public data set")

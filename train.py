@@ -107,6 +107,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def problems(self) -> Iterator[tuple[str, str, str]]:
+        if self.seed < 0:
+            yield "", "seed", "0 or more"
         for table in ("model", "data", "train"):
             problems = getattr(getattr(self, table), "problems", tuple)
             yield from ((table, key, expected) for key, expected in problems())
@@ -332,8 +334,8 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
             raise TrainingError(f"{folder}: loss or gradient is not finite at step {int(failed) + 1} (loss {float(bad_loss):.4g}); last good "
                                 f"checkpoint: {where}; a smaller train.lr or train.clip=1 usually helps")
 
-    first_batch = -(-step // refill_every) * refill_every
-    feed = data.batches(dataset, cfg.data, tc.batch_size, cfg.seed, first_batch, refill_every, world.rank, world.size, world.device)
+    feed = data.batches(dataset, cfg.data, tc.batch_size, cfg.seed, -(-step // refill_every), rank=world.rank, world=world.size,
+                        device=world.device)
     signals, bad, bad_loss = Signals(), None, None
     started, cpu_started, saved_at, eval_seconds = time.perf_counter(), time.process_time(), time.perf_counter(), 0.0
     bar = tqdm(total=tc.steps, initial=step, desc=f"{folder.parent.name} s{cfg.seed}", disable=not lead, unit="step",
