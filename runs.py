@@ -34,14 +34,17 @@ def save(path: Path, state: dict) -> None:
     write_atomic(path, lambda f: torch.save(state, f))
 
 
-def load(path: Path, device="cpu") -> dict:
-    """A checkpoint, tensors and plain values only. Raises UserError on a file that is none."""
+def load(path: Path, device="cpu", keys: frozenset | set = frozenset()) -> dict:
+    """A checkpoint, tensors and plain values only. Raises UserError on a file that is none, or lacks some of `keys`."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, expected a checkpoint written by train.py") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError):
         raise UserError(f"{path}: not a readable checkpoint of train.py (truncated, or another kind of file)") from None
+    if not isinstance(state, dict) or not keys <= state.keys():
+        raise UserError(f"{path}: not a {path.name} of train.py (expected the keys {', '.join(sorted(keys))})")
+    return state
 
 
 def run_folder(cfg, entry: Path) -> Path:
@@ -58,8 +61,9 @@ def check_same(folder: Path, cfg, free: set[str]) -> None:
         f"{t}.{k}": v for t, keys in old.items() if isinstance(keys, dict) for k, v in keys.items()}
     for key, value in flatten(cfg).items():
         if key not in free and old.get(key) != value:
-            raise UserError(f"{folder} was made with {key} = {json.dumps(old.get(key))}, this command says {json.dumps(value)}; "
-                            f"delete it, pass --{key}={old.get(key)}, or choose another --out")
+            was, now = json.dumps(old.get(key)), json.dumps(value)
+            raise UserError(f"{folder} was made with {key} = {was}, this command says {now}; "
+                            f"delete it, pass --{key}={old[key] if isinstance(old.get(key), str) else was}, or choose another --out")
 
 
 def cut_metrics(path: Path, step: int) -> None:

@@ -5,6 +5,7 @@ another configuration. Several processes: `torchrun --nproc_per_node=2 train.py 
 3 training failed (non-finite loss, disk full), 128 + signal stopped by a signal after a checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import data
@@ -186,7 +188,7 @@ def commit() -> str:
         return ""
 
 
-# ---------------------------------------------------------------- the training loop
+# ---------------------------------------------------------------- what a run is made of
 
 class Signals:
     """Notes SIGTERM, SIGINT, SIGUSR1, SIGUSR2; the loop asks after each step, saves, and lets the former handler decide."""
@@ -208,30 +210,115 @@ class Signals:
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
-    def leave(self) -> None:
+    def leave(self, number: int) -> None:
         """Call the handler that was there before us (submitit requeues and exits), else exit with 128 + signal."""
         self.restore()
-        handler = self.former[self.caught]
+        handler = self.former.get(number)
         if callable(handler) and handler is not signal.default_int_handler:
-            handler(self.caught, None)
-        raise SystemExit(128 + self.caught)
+            handler(number, None)
+        raise SystemExit(128 + number)
 
 
-def average_gradients(params: list[Tensor], world: World) -> None:
-    """One all-reduce of all gradients; each process divided by the global batch already, so the sum is the mean."""
-    if world.size > 1:
-        flat = torch.cat([p.grad.reshape(-1) for p in params])
-        dist.all_reduce(flat)
-        for p, g in zip(params, flat.split([p.numel() for p in params])):
-            p.grad.copy_(g.view_as(p))
+@dataclass
+class Run:
+    """A run in memory. What changes while training is all here: `checkpoint` writes it, `restore` reads it back.
+
+    There is no generator to save: every random number is a function of (seed, step), and the data position is the step.
+    """
+    cfg: Config
+    folder: Path
+    world: World
+    shape: Shape
+    net: TRM
+    ema: AveragedModel | None
+    optimizers: list[torch.optim.Optimizer]
+    grokfast: GrokFast | None
+    step: int = 0
+    carry: Carry | None = None  # of this process
+    sums: dict[str, Tensor] = field(default_factory=dict)  # metric sums since the last log line, on the device
+    best: dict | None = None  # the best validation so far
+    stale: int = 0  # validations since then
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "train_cpu": 0.0, "validation": 0.0})
+    bad: Tensor | None = None  # first step whose loss or gradient was not finite, inf: none; read at log lines only
+    mark: tuple[float, float] = (0.0, 0.0)  # wall and CPU clock when time was last booked
+
+    @property
+    def every(self) -> int:
+        """Steps between refills: without halting all slots start over together."""
+        return 1 if self.cfg.model.halting else self.cfg.model.n_sup
+
+    def book(self, kind: str = "") -> None:
+        """Book the time since the last call as "train" or "validation", or as neither."""
+        now = time.perf_counter(), time.process_time()
+        if kind:
+            self.seconds[kind] += now[0] - self.mark[0]
+        if kind == "train":
+            self.seconds["train_cpu"] += now[1] - self.mark[1]
+        self.mark = now
 
 
-def noise(net: TRM, cfg: Config, world: World, step: int, L: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+def make_run(cfg: Config, folder: Path, world: World, shape: Shape) -> Run:
+    """Fresh weights from the seed, averaged copy, optimizers."""
+    torch.manual_seed(cfg.seed)
+    net, tc = TRM(cfg.model, shape, world.dtype).to(world.device), cfg.train
+    ema = make_ema(net, tc.ema, tc.ema_warmup) if tc.ema else None
+    grokfast = GrokFast(tc.grokfast, tc.grokfast_alpha, tc.grokfast_lambda, tc.grokfast_window) if tc.grokfast != "none" else None
+    if world.compiled:
+        for part in (net.net, net.net_y, *((ema.module.net, ema.module.net_y) if ema else ())):
+            if part is not None:
+                part.compile(dynamic=False)
+    return Run(cfg, folder, world, shape, net.train(), ema, make_optimizers(net, tc), grokfast)
+
+
+def checkpoint(run: Run) -> None:
+    """ckpt.pt, complete, by rank 0; the other processes hand over their slots."""
+    parts = {"carry": vars(run.carry), "sums": run.sums}
+    everyone = [parts]
+    if run.world.size > 1:
+        everyone = [None] * run.world.size if run.world.rank == 0 else None
+        dist.gather_object({k: to_cpu(v) for k, v in parts.items()}, everyone)
+    if run.world.rank == 0:
+        save(run.folder / "ckpt.pt", {
+            "step": run.step, "best": run.best, "stale": run.stale, "seconds": run.seconds, "processes": everyone,
+            "net": run.net.state_dict(), "ema": run.ema.state_dict() if run.ema else None,
+            "optimizers": [o.state_dict() for o in run.optimizers],
+            "grokfast": run.grokfast.state_dict() if run.grokfast else None,
+            "config": flatten(run.cfg), "shape": dataclasses.asdict(run.shape)})
+
+
+def restore(run: Run) -> None:
+    """Continue from ckpt.pt, if there is one."""
+    path = run.folder / "ckpt.pt"
+    if not path.exists():
+        return
+    state = load(path, run.world.device, {"processes", "optimizers", "grokfast"})
+    if len(state["processes"]) != run.world.size:
+        raise UserError(f"{path} was written by {len(state['processes'])} process(es), this run has {run.world.size}; "
+                        "start as many, or choose another --out")
+    run.step, run.best, run.stale, run.seconds = (state[k] for k in ("step", "best", "stale", "seconds"))
+    run.net.load_state_dict(state["net"])
+    if run.ema:
+        run.ema.load_state_dict(state["ema"])
+    for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    if run.grokfast:
+        run.grokfast.load_state_dict(state["grokfast"])
+    mine = state["processes"][run.world.rank]
+    run.carry, run.sums = Carry(**mine["carry"]), mine["sums"]
+
+
+def to_cpu(value):
+    return {k: to_cpu(v) for k, v in value.items()} if isinstance(value, dict) else value.cpu()
+
+
+# ---------------------------------------------------------------- one training step
+
+def noise(net: TRM, cfg: Config, world: World, step: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
     """This step's random first states and exploration, drawn for the global batch: a pure function of (seed, step)."""
     B, (lo, hi) = cfg.train.batch_size, (cfg.train.batch_size * r // world.size for r in (world.rank, world.rank + 1))
     g = torch.Generator(world.device).manual_seed(int(data.rng(cfg.seed, NOISE, step).integers(2**62)))
     demanded = net.exploration(B, g)
-    states = tuple(s[lo:hi] for s in net.first_states(B, L, g)) if cfg.model.init == "random" else None
+    states = tuple(s[lo:hi] for s in net.first_states(B, net.shape.seq_len, g)) if cfg.model.init == "random" else None
     return states, None if demanded is None else demanded[lo:hi]
 
 
@@ -246,271 +333,265 @@ def forward_backward(net: TRM, carry: Carry, min_steps: Tensor | None, cfg: Conf
         loss, metrics = trm_loss(cfg.model, out, piece)
         (loss / cfg.train.batch_size).backward()
         carries.append(piece)
-        sums = {k: v + sums[k] if sums else v for k, v in metrics.items()}
+        sums = add(sums, metrics)
     return (carries[0] if size == B else Carry.cat(carries)), sums
 
+
+def add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v + sums[k] for k, v in more.items()} if sums else more
+
+
+def average_gradients(params: list[Tensor], world: World) -> None:
+    """One all-reduce of all gradients; each process divided by the global batch already, so the sum is the mean."""
+    if world.size > 1:
+        flat = torch.cat([p.grad.reshape(-1) for p in params])
+        dist.all_reduce(flat)
+        for p, g in zip(params, flat.split([p.numel() for p in params])):
+            p.grad.copy_(g.view_as(p))
+
+
+def train_step(run: Run, feed: Iterator[dict]) -> None:
+    """Refill the halted slots, think, learn: no host sync in here."""
+    net, tc = run.net, run.cfg.train
+    states, min_steps = noise(net, run.cfg, run.world, run.step)
+    if run.step % run.every == 0:
+        batch = next(feed)
+        run.carry = net.refill(run.carry or net.start(batch), batch, states)
+    run.carry, metrics = forward_backward(net, run.carry, min_steps, run.cfg)
+    params = list(net.parameters())
+    for p in params:
+        if p.grad is None:  # learned y0 and z0 in a step that starts no slot
+            p.grad = torch.zeros_like(p)
+    average_gradients(params, run.world)
+    grads = [p.grad for p in params]
+    if run.grokfast:
+        run.grokfast(grads)
+    norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+    if tc.clip:
+        torch.nn.utils.clip_grads_with_norm_(params, tc.clip, norm, foreach=True)
+    set_rates(run.optimizers, schedule(tc, run.step))
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    if run.ema:
+        run.ema.update_parameters(net)
+    failed = torch.where(torch.isfinite(metrics["loss"] + norm), math.inf, float(run.step + 1))
+    run.bad = failed if run.bad is None else torch.minimum(run.bad, failed)
+    run.sums = add(run.sums, metrics)
+    run.step += 1
+
+
+def last_good(folder: Path) -> str:
+    return str(folder / "ckpt.pt") if (folder / "ckpt.pt").exists() else "none yet"
+
+
+def check_finite(run: Run) -> None:
+    """Raises TrainingError if a loss or gradient since the start was not finite. Always asked before anything is saved."""
+    if run.bad is not None and (step := run.bad.item()) != math.inf:
+        loss = (run.sums["loss"] / run.sums["rows"]).item() if run.sums else math.nan
+        raise TrainingError(f"{run.folder}: loss or gradient is not finite from step {int(step)} on (loss now {loss:.4g}); last good "
+                            f"checkpoint: {last_good(run.folder)}; a smaller train.lr or train.clip = 1 usually helps")
+
+
+def train_line(run: Run) -> dict:
+    """Metric sums since the last line, over all processes -> means: losses over rows, the rest over the rows that halted."""
+    kind = torch.float32 if run.world.device.type == "mps" else torch.float64
+    total = dict(zip(run.sums, run.world.sum(torch.stack([v.to(kind) for v in run.sums.values()])).tolist()))
+    line = {k: v / total["rows"] for k, v in total.items() if k == "loss" or k.endswith("_loss") or k == "ponder"}
+    if total["count"]:
+        line |= {k: total[k] / total["count"] for k in ("exact", "cells", "q_accuracy")}
+        line["steps_at_halt"] = total["steps"] / total["count"]
+    return line | {"halted": int(total["count"]), "lr": run.cfg.train.lr * schedule(run.cfg.train, run.step - 1)}
+
+
+def validate(run: Run, split: data.Split) -> dict:
+    """Evaluate the averaged weights; better than ever: best.pt. Returns the line for metrics.jsonl."""
+    result = evaluate(run.ema.module if run.ema else run.net, split, run.cfg, run.world, rows_within_training(run.cfg),
+                      progress="validation")
+    del result["verdict"]
+    if run.best is None or (result["exact"], result["cells"]) > (run.best["exact"], run.best["cells"]):
+        run.best, run.stale = {"step": run.step, **result}, 0
+        if run.world.rank == 0:
+            save(run.folder / "best.pt", {"step": run.step, "val": result, "raw": run.net.state_dict(),
+                                          "ema": run.ema.module.state_dict() if run.ema else None,
+                                          "config": flatten(run.cfg), "shape": dataclasses.asdict(run.shape)})
+    else:
+        run.stale += 1
+    halting = result.pop("halting")
+    return result | {"halting_exact": halting["exact"], "halting_steps": halting["steps"]}
+
+
+# ---------------------------------------------------------------- the run
 
 def train(cfg: Config, folder: Path, entry: str = "") -> dict:
     """Run one entry to its end in `folder` and return its summary; resumes, skips a finished run, refuses another's folder."""
     folder, tc = Path(folder), cfg.train
     world = make_world(tc)
     lead = world.rank == 0
-    if (folder / "config.toml").exists():
+    if os.path.exists(folder / "config.toml"):  # Path.exists raises where we may not look
         check_same(folder, cfg, FREE)
-    if (folder / "summary.json").exists():
+    if os.path.exists(folder / "summary.json"):
         summary = json.loads((folder / "summary.json").read_text())
         if lead:
             print(f"{folder} is finished; nothing to do. {one_line(summary)}")
         return summary
+    wandb = import_wandb(tc)
     dataset = data.load(cfg.data)
-    shape = Shape(**dataset.shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if lead:
             write_atomic(folder / "config.toml", lambda f: f.write(to_toml(cfg, entry).encode()))
     except (OSError, TrainingError) as e:
         raise UserError(f"--out {cfg.out}: cannot write to {folder} ({getattr(e, 'strerror', None) or e})") from None
-
-    torch.manual_seed(cfg.seed)
-    net = TRM(cfg.model, shape, world.dtype).to(world.device)
-    ema = make_ema(net, tc.ema, tc.ema_warmup) if tc.ema else None
-    params = list(net.parameters())
-    optimizers = make_optimizers(net, tc)
-    grokfast = GrokFast(tc.grokfast, tc.grokfast_alpha, tc.grokfast_lambda, tc.grokfast_window) if tc.grokfast != "none" else None
-    if world.compiled:
-        for part in (net.net, net.net_y, *((ema.module.net, ema.module.net_y) if ema else ())):
-            if part is not None:
-                part.compile(dynamic=False)
-    eval_every = tc.eval_every or max(1, tc.steps // 10)
-    per_rank, L, max_rows = tc.batch_size // world.size, shape.seq_len, rows_within_training(cfg)
-    refill_every = 1 if cfg.model.halting else cfg.model.n_sup  # without halting all slots start over together
-
-    # Everything that changes while training; ckpt.pt holds it, and randomness is a function of (seed, step), so it has no state.
-    step, elapsed, cpu_time, stale, best, carry, sums = 0, 0.0, 0.0, 0, None, None, {}
-    if (folder / "ckpt.pt").exists():
-        state = load(folder / "ckpt.pt", world.device)
-        net.load_state_dict(state["net"])
-        if ema:
-            ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        if grokfast:
-            grokfast.load_state_dict(state["grokfast"])
-        if len(state["carries"]) != world.size:
-            raise UserError(f"{folder}/ckpt.pt was written by {len(state['carries'])} process(es), this run has {world.size}; "
-                            "start as many, or another --out")
-        carry, sums = Carry(**state["carries"][world.rank]), state["sums"][world.rank]
-        step, elapsed, cpu_time, stale, best = (state[k] for k in ("step", "elapsed", "cpu_time", "stale", "best"))
+    run = make_run(cfg, folder, world, Shape(**dataset.shape))
+    restore(run)
     if lead:
-        banner(cfg, net, dataset, world, folder, step)
-        cut_metrics(folder / "metrics.jsonl", step)
+        banner(run, dataset)
+        cut_metrics(folder / "metrics.jsonl", run.step)
         log = open(folder / "metrics.jsonl", "a", encoding="utf-8")
-    watch = start_wandb(cfg, folder) if lead and tc.wandb else None
+        watch = start_wandb(wandb, run) if wandb else None
 
-    def record(line: dict) -> None:
+    def record(split: str, line: dict) -> None:
+        line = {"step": run.step, "split": split, **line, "seconds": run.seconds["train"]}
         if lead:
-            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
-            log.flush()
+            try:
+                log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+                log.flush()
+            except OSError as e:
+                raise TrainingError(f"cannot write {log.name} ({e.strerror}); last good checkpoint: {last_good(folder)}") from e
             if watch:
-                watch.log({f"{line['split']}/{k}": v for k, v in line.items() if isinstance(v, (int, float))}, step=line["step"])
+                watch.log({f"{split}/{k}": v for k, v in line.items() if isinstance(v, (int, float))}, step=run.step)
 
-    def checkpoint() -> None:
-        mine = (vars(carry), sums)
-        everyone = [mine]
-        if world.size > 1:
-            everyone = [None] * world.size if lead else None
-            dist.gather_object(({k: to_cpu(v) for k, v in mine[0].items()}, {k: v.cpu() for k, v in sums.items()}), everyone)
-        if lead:
-            save(folder / "ckpt.pt", {
-                "step": step, "elapsed": elapsed + time.perf_counter() - started, "cpu_time": cpu_time + time.process_time() - cpu_started,
-                "stale": stale, "best": best, "net": net.state_dict(), "ema": ema.state_dict() if ema else None,
-                "optimizers": [o.state_dict() for o in optimizers], "grokfast": grokfast.state_dict() if grokfast else None,
-                "carries": [c for c, _ in everyone], "sums": [s for _, s in everyone],
-                "config": flatten(cfg), "shape": dataclasses.asdict(shape)})
-
-    def check_finite() -> None:
-        if bad is not None and (failed := float(bad)) != math.inf:
-            where = f"{folder}/ckpt.pt" if (folder / "ckpt.pt").exists() else "none yet"
-            raise TrainingError(f"{folder}: loss or gradient is not finite at step {int(failed) + 1} (loss {float(bad_loss):.4g}); last good "
-                                f"checkpoint: {where}; a smaller train.lr or train.clip=1 usually helps")
-
-    feed = data.batches(dataset, cfg.data, tc.batch_size, cfg.seed, -(-step // refill_every), rank=world.rank, world=world.size,
+    eval_every = tc.eval_every or max(1, tc.steps // 10)
+    feed = data.batches(dataset, cfg.data, tc.batch_size, cfg.seed, -(-run.step // run.every), rank=world.rank, world=world.size,
                         device=world.device)
-    signals, bad, bad_loss = Signals(), None, None
-    started, cpu_started, saved_at, eval_seconds = time.perf_counter(), time.process_time(), time.perf_counter(), 0.0
-    bar = tqdm(total=tc.steps, initial=step, desc=f"{folder.parent.name} s{cfg.seed}", disable=not lead, unit="step",
+    signals, saved_at = Signals(), time.perf_counter()
+    bar = tqdm(total=tc.steps, initial=run.step, desc=f"{folder.parent.name} s{cfg.seed}", disable=not lead, unit="step",
                mininterval=0.5 if sys.stderr.isatty() else 15, dynamic_ncols=True)
-    shown = {"val": f"{100 * best['exact']:.1f}%"} if best else {}
-    net.train()
+    best = f"{100 * run.best['exact']:.1f}%" if run.best else "-"
+    run.book()
     try:
-        while step < tc.steps and not (tc.patience and stale >= tc.patience):
-            states, min_steps = noise(net, cfg, world, step, L)
-            if step % refill_every == 0:
-                batch = next(feed)
-                carry = net.refill(carry or net.start(batch), batch, states)
-            carry, metrics = forward_backward(net, carry, min_steps, cfg)
-            average_gradients(params, world)
-            grads = [p.grad for p in params]
-            if grokfast:
-                grokfast(grads)
-            norm = torch.nn.utils.clip_grad_norm_(params, tc.clip or math.inf, foreach=True)
-            finite = torch.isfinite(metrics["loss"]) & torch.isfinite(norm)
-            now = torch.where(finite, math.inf, float(step))
-            bad_loss = metrics["loss"] / per_rank if bad is None else torch.where(bad < math.inf, bad_loss, metrics["loss"] / per_rank)
-            bad = now if bad is None else torch.minimum(bad, now)  # read at the next log line: no sync here
-            set_rates(optimizers, schedule(tc, step))
-            for optimizer in optimizers:
-                optimizer.step()
-            for p in params:
-                p.grad = None
-            if ema:
-                ema.update_parameters(net)
-            sums = {k: v + sums[k] if sums else v for k, v in (metrics | {"grad_norm": norm}).items()}
-            step += 1
+        while run.step < tc.steps and not (tc.patience and run.stale >= tc.patience):
+            train_step(run, feed)
             bar.update()
-
-            if step % tc.log_every == 0 or step == tc.steps:
-                total = dict(zip(sums, world.sum(torch.stack([v.double() if world.device.type != "mps" else v.float()
-                                                              for v in sums.values()])).tolist()))
-                check_finite()
-                line = summarize(total, world)
-                seconds = elapsed + time.perf_counter() - started
-                record({"step": step, "split": "train", **line, "lr": tc.lr * schedule(tc, step - 1), "seconds": round(seconds, 2)})
-                sums = {}
-                bar.set_postfix({"loss": f"{line['loss']:.3f}", **({"exact": f"{100 * line['exact']:.0f}%"} if "exact" in line else {}), **shown})
-            evaluated = step % eval_every == 0 or step == tc.steps
+            last = run.step == tc.steps
+            if run.step % tc.log_every == 0 or last:
+                check_finite(run)
+                run.book("train")
+                line = train_line(run)
+                record("train", line)
+                run.sums = {}
+                exact = f"{100 * line['exact']:.0f}%" if "exact" in line else "-"
+                bar.set_postfix(loss=f"{line['loss']:.3f}", exact=exact, best_val=best)
+            evaluated = run.step % eval_every == 0 or last
             if evaluated:
-                check_finite()
-                before = time.perf_counter()
-                result = evaluate(ema.module if ema else net, dataset.val, cfg, world, max_rows, progress="validation")
-                result.pop("verdict")
-                eval_seconds += time.perf_counter() - before
-                record({"step": step, "split": "val", **{k: v for k, v in result.items() if not isinstance(v, dict)},
-                        "halting_exact": result["halting"]["exact"], "halting_steps": result["halting"]["steps"],
-                        "seconds": round(elapsed + time.perf_counter() - started, 2)})
-                if best is None or (result["exact"], result["cells"]) > (best["exact"], best["cells"]):
-                    best, stale = {"step": step, **result}, 0
-                    if lead:
-                        save(folder / "best.pt", {"step": step, "config": flatten(cfg), "shape": dataclasses.asdict(shape), "val": result,
-                                                  "ema": ema.module.state_dict() if ema else None, "raw": net.state_dict()})
-                else:
-                    stale += 1
-                shown = {"val": f"{100 * result['exact']:.1f}%", "best": f"{100 * best['exact']:.1f}%@{best['step']}"}
-            stop = signals.caught
-            if world.size > 1 and step % 10 == 0:  # all ranks must leave at the same step
-                stop = int(max_over_ranks(stop, world))
-            elif world.size > 1:
-                stop = 0
-            due = time.perf_counter() - saved_at > 60 * tc.ckpt_minutes
-            if world.size > 1:
-                due = False if step % 10 else bool(max_over_ranks(int(due), world))
-            if stop or due or evaluated:
-                check_finite()
-                checkpoint()
+                check_finite(run)
+                run.book("train")
+                line = validate(run, dataset.val)
+                run.book("validation")
+                record("val", line)
+                best = f"{100 * run.best['exact']:.1f}%@{run.best['step']}"
+            stop = agree(signals.caught, run)
+            if stop or evaluated or agree(time.perf_counter() - saved_at > 60 * tc.ckpt_minutes, run):
+                check_finite(run)
+                run.book("train")
+                checkpoint(run)
+                run.book()
                 saved_at = time.perf_counter()
             if stop:
-                signals.caught = stop
                 bar.close()
                 if lead:
-                    print(f"stopped by {signal.Signals(stop).name} after step {step}; {folder}/ckpt.pt is complete, the same command continues")
-                signals.leave()
+                    print(f"stopped by {signal.Signals(stop).name} after step {run.step}; {folder}/ckpt.pt is complete, "
+                          "the same command continues", flush=True)
+                signals.leave(stop)
     finally:
         bar.close()
         feed.close()
         signals.restore()
         if lead:
-            log.close()
-    seconds, cpu_seconds = elapsed + time.perf_counter() - started, cpu_time + time.process_time() - cpu_started
-    return finish(cfg, folder, entry, net, dataset, world, {"steps": step, "seconds": seconds, "cpu_seconds": cpu_seconds}, best, watch)
+            with contextlib.suppress(OSError):  # a full disk: the write before said so
+                log.close()
+    summary = finish(run, dataset, entry)
+    if lead and watch:
+        watch.summary.update({f"test/{k}": v for k, v in summary["test"].items() if isinstance(v, (int, float))})
+        watch.finish()
+    return summary
 
 
-def max_over_ranks(value: int, world: World) -> int:
-    t = torch.tensor(value, device=world.device)
+def agree(value: int, run: Run) -> int:
+    """The largest value over all processes, asked at every tenth step (0 at the others): all must act at the same step."""
+    if run.world.size == 1:
+        return int(value)
+    if run.step % 10:
+        return 0
+    t = torch.tensor(int(value), device=run.world.device)
     dist.all_reduce(t, dist.ReduceOp.MAX)
     return int(t)
 
 
-def to_cpu(value):
-    return {k: v.cpu() for k, v in value.items()} if isinstance(value, dict) else value.cpu()
-
-
-def summarize(total: dict, world: World) -> dict:
-    """Metric sums of a log window, over all processes -> means: losses over rows, the rest over the rows that halted."""
-    rows, count = total["rows"], total["count"]
-    line = {k: v / rows for k, v in total.items() if k == "loss" or k.endswith("_loss") or k == "ponder"}
-    if count:
-        line |= {k: total[k] / count for k in ("exact", "cells", "q_accuracy", "steps")}
-        line["steps_at_halt"] = line.pop("steps")
-    return line | {"halted": int(count)}
-
-
-def start_wandb(cfg: Config, folder: Path):
+def import_wandb(tc: TrainConfig):
+    if not tc.wandb:
+        return None
     try:
         import wandb
+        return wandb
     except ImportError:
-        raise UserError(f"train.wandb = {cfg.train.wandb!r}, but wandb is not installed; pip install wandb, or leave the key out") from None
-    return wandb.init(project=cfg.train.wandb, name=f"{folder.parent.name}-{folder.name}", config=flatten(cfg), dir=str(folder), resume="allow",
-                      id=str(folder.resolve()).replace("/", "_")[-60:])
+        raise UserError(f"train.wandb = {tc.wandb!r}, but wandb is not installed; pip install wandb, or leave the key out") from None
 
 
-def finish(cfg: Config, folder: Path, entry: str, net: TRM, dataset, world: World, spent: dict, best: dict, watch) -> dict:
+def start_wandb(wandb, run: Run):
+    return wandb.init(project=run.cfg.train.wandb, name=f"{run.folder.parent.name}-{run.folder.name}", config=flatten(run.cfg),
+                      dir=str(run.folder), resume="allow", id=str(run.folder.resolve()).replace("/", "_")[-60:])
+
+
+def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     """The test split meets the checkpoint that validation chose, once; summary.json, written last, marks the run as finished."""
+    cfg, folder, world, net = run.cfg, run.folder, run.world, run.net
     if world.size > 1:
         dist.barrier()  # rank 0 has written best.pt
     state = load(folder / "best.pt", world.device)
     net.load_state_dict(state["ema"] or state["raw"])
     rows = rows_within_training(cfg)
-    started = time.perf_counter()
+    run.book()
     test = evaluate(net, dataset.test, cfg, world, rows, progress="test")
-    took = {"test_seconds": time.perf_counter() - started}
-    verdict = test.pop("verdict")
-    halting = test.pop("halting")
-    if halting["steps"] < (cfg.train.eval_steps or cfg.model.n_sup):  # somebody halts early: let finished rows leave the batch
-        started = time.perf_counter()
+    run.seconds |= {"test": 0.0, "test_halting": 0.0}
+    run.book("test")
+    verdict, halting = test.pop("verdict"), test.pop("halting")
+    if halting["steps"] < test["steps"]:  # somebody halts early: do it again and let finished rows leave the batch
         halting = evaluate(net, dataset.test, cfg, world, rows, adaptive=True, progress="test, halting")["halting"]
-        took["halting_seconds"] = time.perf_counter() - started
+        run.book("test_halting")
     m = cfg.model
     summary = {
-        "entry": entry, "hypothesis": cfg.hypothesis, "seed": cfg.seed, "folder": str(folder), "task": cfg.data.task,
-        "test": test, "test_halting": halting, "val": {k: v for k, v in best.items() if k not in ("curve", "halting", "step")},
-        "best_step": best["step"], "weights": "ema" if state["ema"] else "raw", "chosen": "best by validation",
-        "baseline": data.baseline(dataset.test, cfg.data.task), "parameters": sum(p.numel() for p in net.parameters()),
-        "depth": m.T * (m.n + 1) * m.n_layers, **spent, **took, "hardware": hardware(world), "commit": commit(), "data": dataset.card}
+        "entry": entry, "hypothesis": cfg.hypothesis, "seed": cfg.seed, "task": cfg.data.task, "test": test, "test_halting": halting,
+        "chosen": "best by validation", "best_step": run.best["step"], "weights": "ema" if state["ema"] else "raw",
+        "val": {k: v for k, v in run.best.items() if k not in ("curve", "halting", "step")}, "baseline": dataset.card["copy_baseline"],
+        "parameters": sum(p.numel() for p in net.parameters()), "depth": m.T * (m.n + 1) * m.n_layers, "steps": run.step,
+        "seconds": run.seconds, "hardware": hardware(world), "commit": commit(), "data": dataset.card}
+    if rows < len(dataset.test):
+        summary["note"] = f"evaluations were cut to {rows} rows, so that they cost no more than the training itself"
     if world.rank == 0:
-        if rows < len(dataset.test):
-            summary["note"] = f"evaluations were cut to {rows} rows: no more work than the training itself"
         if world.size == 1:
-            np.savez_compressed(folder / "test.npz", **verdict)
+            write_atomic(folder / "test.npz", lambda f: np.savez_compressed(f, **verdict))
         write_atomic(folder / "summary.json", lambda f: f.write((json.dumps(summary, indent=1, default=str) + "\n").encode()))
         print(f"done   {one_line(summary)}\n       best checkpoint: {folder}/best.pt; next: python solve.py {folder}")
-        if watch:
-            watch.summary.update({k: v for k, v in flatten_numbers(summary).items()})
-            watch.finish()
     return summary
-
-
-def flatten_numbers(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for k, v in values.items():
-        flat |= flatten_numbers(v, f"{prefix}{k}/") if isinstance(v, dict) else {prefix + k: v} if isinstance(v, (int, float)) else {}
-    return flat
 
 
 def one_line(summary: dict) -> str:
     test, halting = summary["test"], summary["test_halting"]
-    rules = ", ".join(f"{100 * test[k]:.1f} % {k}" for k in ("valid", "optimal") if k in test)
-    return (f"test {100 * test['exact']:.1f} % exact, {rules}, {100 * test['cells']:.1f} % of cells (n = {test['n']}, {summary['chosen']}: "
+    rules = "".join(f", {100 * test[k]:.1f} % {k}" for k in ("valid", "optimal") if k in test)
+    return (f"test {100 * test['exact']:.1f} % exact{rules}, {100 * test['cells']:.1f} % of cells (n = {test['n']}, {summary['chosen']}: "
             f"step {summary['best_step']}, {summary['weights']}); halting: {100 * halting['exact']:.1f} % in {halting['steps']:.1f} steps; "
-            f"copying: {100 * summary['baseline']['exact']:.1f} %; {summary['seconds'] / 60:.1f} min")
+            f"copying the question: {100 * summary['baseline']['exact']:.1f} %; trained {summary['seconds']['train'] / 60:.1f} min")
 
 
-def banner(cfg: Config, net: TRM, dataset, world: World, folder: Path, step: int) -> None:
-    m, card = cfg.model, dataset.card
-    changed = [f"{k.removeprefix('model.')}={v}" for k, v in flatten(cfg).items() if k.startswith("model.") and v != flatten(Config())[k]]
-    print(f"run    {folder} | {hardware(world)}" + (f" | continues at step {step}" if step else ""))
-    print(f"model  TRM {sum(p.numel() for p in net.parameters()):,} parameters, {m.T * (m.n + 1) * m.n_layers} blocks deep"
-          + (f" | not default: {' '.join(changed)}" if changed else ""))
-    print("data   " + ", ".join(f"{k} {v}" for k, v in card.items() if isinstance(v, (str, int, float)) and len(str(v)) < 90), flush=True)
+def banner(run: Run, dataset: data.Dataset) -> None:
+    m, defaults = run.cfg.model, flatten(ModelConfig())
+    changed = " ".join(f"{k}={v}" for k, v in flatten(m).items() if v != defaults[k])
+    print(f"run    {run.folder} | {hardware(run.world)}" + (f" | continues at step {run.step}" if run.step else ""))
+    print(f"model  TRM {sum(p.numel() for p in run.net.parameters()):,} parameters, {m.T * (m.n + 1) * m.n_layers} blocks deep"
+          + (f" | not default: {changed}" if changed else ""))
+    print("data   " + ", ".join(f"{k} {v}" for k, v in dataset.card.items() if isinstance(v, (str, int, float)) and len(str(v)) < 90), flush=True)
 
 
 def load_run(path: Path, device="cpu", dtype: torch.dtype = torch.float32, weights: str = "ema") -> tuple[Config, TRM, dict]:
@@ -518,9 +599,7 @@ def load_run(path: Path, device="cpu", dtype: torch.dtype = torch.float32, weigh
     path = Path(path)
     if path.is_dir():
         path = path / "best.pt"
-    state = load(path, device)
-    if not isinstance(state, dict) or not {"config", "shape", "raw", "ema"} <= state.keys():
-        raise UserError(f"{path}: not a best.pt of train.py (expected the keys config, shape, ema, raw)")
+    state = load(path, device, {"config", "shape", "raw", "ema"})
     tables: dict = {}
     for key, value in state["config"].items():
         table, _, name = key.rpartition(".")
