@@ -809,8 +809,8 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
     return {"inputs": inputs[mine], "labels": labels[mine], "puzzle": np.zeros(size // world, np.int64)}
 
 
-def batches(ds, cfg, size, seed, first_step, every=1, rank=0, world=1, device="cpu", prefetch=True) -> Iterator[dict]:
-    """Endless draws of steps first_step, first_step + every, ... as int64 tensors on `device`.
+def batches(ds, cfg, size, seed, first_step, rank=0, world=1, device="cpu") -> Iterator[dict]:
+    """Endless draws of steps first_step, first_step + 1, ... as int64 tensors on `device`.
 
     One thread works one batch ahead; close() the iterator (or let it go) and the thread ends. An error of a draw is raised here.
     """
@@ -823,18 +823,12 @@ def batches(ds, cfg, size, seed, first_step, every=1, rank=0, world=1, device="c
         tensors = {name: torch.from_numpy(value.astype(np.int64)) for name, value in batch.items()}
         return {name: t.pin_memory() for name, t in tensors.items()} if cuda else tensors
 
-    def move(batch: dict) -> dict:
-        return {name: t.to(device, non_blocking=cuda) for name, t in batch.items()}
-
-    if not prefetch:
-        for step in count_from(first_step, every):
-            yield move(make(step))
     thread = ThreadPoolExecutor(1, "draw")
     try:
         ahead = thread.submit(make, first_step)
-        for step in count_from(first_step + every, every):
+        for step in count_from(first_step + 1):
             batch, ahead = ahead.result(), thread.submit(make, step)
-            yield move(batch)
+            yield {name: t.to(device, non_blocking=cuda) for name, t in batch.items()}
     finally:
         thread.shutdown(wait=True, cancel_futures=True)
 

@@ -50,11 +50,10 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
                 keep = np.flatnonzero(open_[running])
                 if not len(keep):
                     break
-                if len(keep) <= len(running) // 2:  # shrink by halves, so that few batch sizes occur
-                    half = len(running) // 2
-                    while half // 2 >= len(keep):
-                        half //= 2
-                    keep = np.resize(keep, half)
+                sizes = [size // 2, size // 4, size // 8]  # few batch sizes, so that few nets are compiled
+                smaller = [s for s in sizes if len(keep) <= s < len(running)]
+                if smaller:
+                    keep = np.resize(keep, smaller[-1])
                     running, index = running[keep], torch.from_numpy(keep).to(world.device)
                     carry = carry.map(lambda t: t[index])
         bar.update(len(slots))

@@ -342,15 +342,14 @@ def test_an_epoch_shows_every_row_once_and_the_next_in_another_order(size):
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
 
 
-def test_batches_are_the_draws_as_tensors_with_and_without_the_thread():
+def test_batches_are_the_draws_as_tensors():
     ds = load(TINY)
-    for prefetch in True, False:
-        feed = batches(ds, TINY, 8, 0, 10, every=3, rank=1, world=2, prefetch=prefetch)
-        for step, batch in zip((10, 13, 16, 19), feed):
-            assert all(t.dtype == torch.int64 and t.device.type == "cpu" for t in batch.values()) and batch["inputs"].shape == (4, 36)
-            assert same({name: t.numpy() for name, t in batch.items()}, draw(ds, TINY, 8, 0, step, 1, 2))
-        feed.close()
-        assert not [t for t in threading.enumerate() if t.name.startswith("draw")]
+    feed = batches(ds, TINY, 8, 0, 10, rank=1, world=2)
+    for step, batch in zip(range(10, 14), feed):
+        assert all(t.dtype == torch.int64 and t.device.type == "cpu" for t in batch.values()) and batch["inputs"].shape == (4, 36)
+        assert same({name: t.numpy() for name, t in batch.items()}, draw(ds, TINY, 8, 0, step, 1, 2))
+    feed.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("draw")]
 
 
 def test_an_error_of_the_thread_reaches_the_loop(monkeypatch):
