@@ -1,4 +1,4 @@
-"""Train a tiny recursive model from one TOML entry: `python train.py sweeps/laptop/maze.toml [--train.steps=200 --seed=1]`.
+"""Train a tiny recursive model from one TOML entry: `python train.py sweeps/laptop/maze_perfect.toml [--train.steps=200 --seed=1]`.
 
 The same command continues a stopped run to the same bits, says so when the run is finished, and refuses a folder that holds
 another configuration. Several processes: `torchrun --nproc_per_node=2 train.py ENTRY`. Exit codes: 0 finished, 2 bad input,
@@ -601,12 +601,16 @@ def load_run(path: Path, device="cpu", dtype: torch.dtype = torch.float32, weigh
         path = path / "best.pt"
     state = load(path, device, {"config", "shape", "raw", "ema"})
     tables: dict = {}
-    for key, value in state["config"].items():
-        table, _, name = key.rpartition(".")
-        (tables.setdefault(table, {}) if table else tables)[name] = value
-    cfg = build(Config, tables)
-    net = TRM(cfg.model, Shape(**state["shape"]), dtype).to(device)
-    net.load_state_dict(state[weights] if state[weights] is not None else state["raw"])
+    try:
+        for key, value in state["config"].items():
+            table, _, name = key.rpartition(".")
+            (tables.setdefault(table, {}) if table else tables)[name] = value
+        cfg = build(Config, tables)
+        net = TRM(cfg.model, Shape(**state["shape"]), dtype).to(device)
+        net.load_state_dict(state["raw"] if state[weights] is None else state[weights])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{path}: its parts do not fit together, expected a best.pt of this version of train.py ({reason})") from None
     return cfg, net.eval(), state
 
 
