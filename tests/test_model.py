@@ -652,6 +652,17 @@ def test_a_pool_net_turns_with_the_position_symmetries_of_sudoku(side, box):
     assert (moved.logits - out.logits[:, broken]).abs().max() > 0.01
 
 
+def test_transposing_the_grid_swaps_the_row_and_the_column_weights_of_pool():
+    torch.manual_seed(0)
+    pool, h, turned = Pool(3, (2, 2)), torch.randn(2, 16, 3), torch.arange(16).view(4, 4).T.flatten()
+    swapped, kinds = copy.deepcopy(pool), [1, 0, 2]  # column, row, box
+    with torch.no_grad():
+        swapped.into.weight.copy_(pool.into.weight.view(2, 3, 3, 3)[:, kinds].flatten(0, 2))  # (u and g, kind, D, D)
+        swapped.out.weight.copy_(pool.out.weight.view(3, 3, 3)[:, kinds].flatten(1))
+    torch.testing.assert_close(swapped(h[:, turned]), pool(h)[:, turned], rtol=1e-4, atol=1e-5)
+    assert (pool(h[:, turned]) - pool(h)[:, turned]).abs().max() > 0.01, "so a pool net does not turn with the transposition"
+
+
 @pytest.mark.parametrize("mixer", ["conv", "pool"])
 def test_weights_of_conv_and_pool_do_not_depend_on_the_size_of_the_grid(mixer):
     small, large = make(Shape(16, 6), mixer=mixer, positions="none"), make(Shape(49, 6), mixer=mixer, positions="none", seed=1)

@@ -16,7 +16,7 @@ import tiny
 import train as training
 from data import UserError
 from model import TRM, ModelConfig, Shape
-from optim import AdamAtan2, GrokFast, SignSGD, make_ema, make_optimizers, schedule, set_rates
+from optim import Muon, AdamAtan2, GrokFast, SignSGD, make_ema, make_optimizers, schedule, set_rates
 from train import TrainConfig, make_world
 
 CHOICES = {f.name: typing.get_args(f.type) for f in dataclasses.fields(TrainConfig) if typing.get_args(f.type)}
@@ -184,7 +184,7 @@ def test_every_parameter_is_in_exactly_one_group(optimizer, model):
         if isinstance(o, SignSGD):
             assert mine == {"puzzles"}
     kinds = {type(o) for o in optimizers} - {SignSGD}
-    assert kinds == {"adamw": {torch.optim.AdamW}, "adam_atan2": {AdamAtan2}, "muon": {torch.optim.AdamW, torch.optim.Muon}}[optimizer]
+    assert kinds == {"adamw": {torch.optim.AdamW}, "adam_atan2": {AdamAtan2}, "muon": {torch.optim.AdamW, Muon}}[optimizer]
     assert (SignSGD in map(type, optimizers)) == bool(net.cfg.prefix)
 
 
@@ -593,3 +593,21 @@ def test_impossible_training_values_are_named():
         assert problems(**{key: 1.0}) == [key] == problems(**{key: -0.1})
     assert problems(lr_floor=1.1) == ["lr_floor"] == problems(lr_floor=-0.1)
     assert problems(batch_size=10, accumulate=4) == ["accumulate"]
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_in_batches_is_torchs_muon(nesterov):
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(*shape, generator=g) for shape in ((8, 4), (4, 8), (8, 4), (6, 6))]
+    ours, theirs = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    options = {"lr": 0.1, "momentum": 0.8, "nesterov": nesterov, "ns_steps": 3, "weight_decay": 0.1}
+    a, b = Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(3):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=g)
+            q.grad = p.grad.clone()
+        a.step(), b.step()
+    for p, q, w in zip(ours, theirs, start):
+        assert (p - q).norm() < 0.02 * (q - w).norm()  # torch iterates in bf16
+    assert a.state_dict()["state"].keys() == b.state_dict()["state"].keys()
+    b.load_state_dict(a.state_dict())  # and a run may go over to torch's

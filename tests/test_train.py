@@ -481,9 +481,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_last_good_checkpoint
     tiny.assert_same_run(tmp_path / "whole", folder)
 
 
-def test_a_rate_that_blows_up_the_weights_is_told_before_anything_is_saved(tmp_path, capsys):
+@pytest.mark.parametrize("words", [["--train.log_every=1"], ["--train.log_every=50"]], ids=["at a log line", "at a validation"])
+def test_a_rate_that_blows_up_the_weights_is_told_before_anything_is_saved(words, tmp_path, capsys):
     entry = tiny.entry(tmp_path)
-    assert main([str(entry), f"--out={tmp_path}/runs", "--train.lr=1e30", "--train.warmup=0"]) == 3
+    assert main([str(entry), f"--out={tmp_path}/runs", "--train.lr=1e30", "--train.warmup=0", *words]) == 3
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"loss or gradient is not finite \S+ step \d+.*\(loss.*\); last good checkpoint: none yet; a smaller train.lr", err)
     assert not (tmp_path / "runs" / "tiny" / "seed0" / "ckpt.pt").exists() and not (tmp_path / "runs" / "tiny" / "seed0" / "best.pt").exists()
