@@ -619,12 +619,10 @@ def main(argv: list[str] | None = None) -> int:
         entry, overrides = command_line(Config, sys.argv[1:] if argv is None else argv, __doc__)
         cfg = load_config(Config, entry, overrides)
         train(cfg, run_folder(cfg, entry), str(entry))
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except TrainingError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 3
+    except (UserError, TrainingError) as e:
+        if os.environ.get("RANK", "0") == "0" or isinstance(e, TrainingError):  # bad input is the same for all processes
+            print(f"error: {e}", file=sys.stderr)
+        return 2 if isinstance(e, UserError) else 3
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -12,6 +12,7 @@ import torch
 
 import data
 import tiny
+import train as training
 from config import command_line, flatten, load_config, to_toml
 from data import DataConfig
 from model import TRM, ModelConfig, Shape
@@ -34,6 +35,15 @@ def refused(capsys, out: Path, *words) -> str:
     lines = captured.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
     return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture(autouse=True)
+def nothing_trains(monkeypatch):
+    """A mistake that is not refused ends here, and not in a training of the default net."""
+    def accepted(*args):
+        raise AssertionError("accepted")
+
+    monkeypatch.setattr(training, "make_run", accepted)
 
 
 @pytest.fixture

@@ -785,6 +785,22 @@ def test_norms_equal_their_formulas(compute, tolerance):
         torch.testing.assert_close(norm(h).double(), naive, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("compute, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_gradients_of_norms_equal_those_of_their_formulas(kind, compute, tolerance):
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(5, 6, 7, generator=g).mul(2).add(1).to(compute)
+    h[0, 0] = 0.0  # a row of zeros
+    d = torch.randn(5, 7, 6, generator=g).to(compute).mT  # as a transposed neighbour hands it over
+    ours, naive = h.clone().requires_grad_(), h.double().requires_grad_()
+    Norm(kind)(ours).backward(d)
+    centred = naive - naive.mean(-1, keepdim=True) if kind == "layer" else naive
+    (centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()).backward(d.double())
+    assert ours.grad.dtype == compute
+    error = (ours.grad.double() - naive.grad).norm(dim=-1) / naive.grad.norm(dim=-1)
+    assert error.max() < tolerance
+
+
 def test_norms_compute_in_fp32_inside_bf16():
     h = torch.full((1, 512), 1.0, dtype=torch.bfloat16)
     h[0, ::2] = 1.0078125  # the next bf16; a bf16 sum of 512 squares would be off by whole percents
