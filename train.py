@@ -436,7 +436,10 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
             print(f"{folder} is finished; nothing to do. {one_line(summary)}")
         return summary
     wandb = import_wandb(tc)
-    dataset = data.load(cfg.data)
+    try:
+        dataset = data.load(cfg.data)
+    except UserError as e:
+        raise UserError(f"{entry}: {e}" if entry else str(e)) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if lead:
