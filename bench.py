@@ -241,6 +241,16 @@ class Clock:
         return seconds
 
 
+def matmul_rate(dtype: torch.dtype, device: torch.device, clock: Clock) -> float:
+    """FLOP per second of the best square matmul; their size doubles until one takes a tenth of a second."""
+    best, seconds, side = 0.0, 0.0, 256
+    while seconds < 0.1 and side <= 8192:
+        a = torch.randn(side, side, device=device, dtype=dtype)
+        seconds = min(clock(torch.mm, a, a) for _ in range(3))
+        best, side = max(best, 2 * side**3 / seconds), 2 * side
+    return best
+
+
 def obstacle(name: str, cfg: Config, device: torch.device, insist: bool) -> str:
     """Why this arm cannot run, or makes no sense here; empty if it does."""
     if name == "reference" and (other := [k for k, v in Textbook.PLAIN.items() if getattr(cfg.model, k) != v]):
@@ -299,20 +309,19 @@ def measure(cfg: Config, names: list[str], rounds: int, insist: bool) -> dict:
     check_agreement({name: one["loss"] for name, one in found.items()}, exact=not clock.cuda)  # CUDA's fp32 matmuls are TF32
 
     train, solve, memory = ({name: [] for name in arms} for _ in range(3))
-    peak, square = {}, torch.randn(*[8192 if clock.cuda else 2048] * 2, device=world.device)
+    peak = dict.fromkeys(("bf16" if "bf16" in name else "fp32" for name in arms), 0.0)
     for _ in range(rounds):
         for name, arm in arms.items():
             train[name].append(clock(arm.train_step))
             memory[name].append(clock.grown)
             solve[name].append(clock(arm.solve_step, B // found[name]["accumulate"]))
-        for kind in {"bf16" in name for name in arms}:
-            a = square.bfloat16() if kind else square
-            peak[kind] = max(peak.get(kind, 0.0), *(2 * len(a)**3 / clock(torch.mm, a, a) for _ in range(6 if clock.cuda else 2)))
+        for kind in peak:
+            peak[kind] = max(peak[kind], matmul_rate({"bf16": torch.bfloat16, "fp32": torch.float32}[kind], world.device, clock))
 
     flop, steps = step_calls(cfg.model) * net_flop(cfg.model, shape, B), cfg.train.eval_steps or cfg.model.n_sup
     for name, one in found.items():
         step, solved, first, own = statistics.median(train[name]), statistics.median(solve[name]), one.pop("first"), one.pop("own_bytes")
-        one |= {"seconds_per_step": step, "flop_per_second": flop / step, "share_of_matmul_peak": flop / step / peak["bf16" in name],
+        one |= {"seconds_per_step": step, "flop_per_second": flop / step, "share_of_matmul_peak": flop / step / peak["bf16" if "bf16" in name else "fp32"],
                 "seconds_per_puzzle": steps * solved * one["accumulate"] / B, "every_step": train[name]}
         if "reference" in arms:
             one["ratio"] = statistics.median(a / b for a, b in zip(train[name], train["reference"]))
@@ -323,8 +332,7 @@ def measure(cfg: Config, names: list[str], rounds: int, insist: bool) -> dict:
     return {"hardware": hardware(world).split(", ")[0], "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit(),
             "batch": B, "parameters": sum(p.numel() for p in net.parameters()), "flop_per_step": flop, "supervision_steps_per_puzzle": steps,
             "seconds": "cpu" if clock.now is time.process_time else "wall", "rounds": rounds,
-            "matmul_peak": {"bf16" if kind else "fp32": v for kind, v in peak.items()},
-            "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            "matmul_peak": peak, "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
             "arms": {name: found.get(name) or skipped[name] for name in names}}
 
 
