@@ -95,12 +95,11 @@ def flatten(cfg) -> dict:
     return flat
 
 
-def load_config(cls, entry: Path, overrides: dict):
-    """base <- entry <- command line, checked layer by layer and then as a whole. Raises UserError.
+def read_layers(entry: Path) -> list[tuple[str, dict]]:
+    """(file, what it says) of the entry, and before it of its base, if it has one.
 
-    `base` in an entry names another entry, relative to it; it has one level, so two files tell all. [slurm] is the launcher's.
+    `base` in an entry names another entry, relative to it; it has one level, so two files tell all.
     """
-    entry = Path(entry)
     layers = [(str(entry), read_toml(entry))]
     if "base" in layers[0][1]:
         base = layers[0][1].pop("base")
@@ -110,19 +109,28 @@ def load_config(cls, entry: Path, overrides: dict):
         if "base" in layers[0][1]:
             raise UserError(f"{layers[0][0]}: has a base of its own, but {entry} builds on it; base has one level")
         layers[0][1].pop("hypothesis", None)
-    layers.append(("command line", overrides))
+    return layers
+
+
+def overlay(cls, layers: list[tuple[str, dict]], last: str):
+    """The dataclass of all layers, later ones over earlier ones, checked one by one and then as a whole; `last` owns the defaults."""
     values, origin = {}, {}
     for where, layer in layers:
-        layer = {k: v for k, v in layer.items() if k != "slurm"}
         check_layer(layer, cls, where)
         values = merge(values, layer)
         for table, keys in layer.items():
             origin |= {(table, key): where for key in keys} if isinstance(keys, dict) else {("", table): where}
     cfg = build(cls, values)
     for table, key, expected in cfg.problems():
-        where, owner = origin.get((table, key), f"{entry} (default)"), getattr(cfg, table) if table else cfg
+        where, owner = origin.get((table, key), f"{last} (default)"), getattr(cfg, table) if table else cfg
         raise UserError(f"{where}{f' [{table}]' if table else ''}: {key} = {getattr(owner, key)!r}, expected {expected}")
     return cfg
+
+
+def load_config(cls, entry: Path, overrides: dict):
+    """base <- entry <- command line. Raises UserError. The table [slurm] is another matter: see slurm.py."""
+    layers = [*read_layers(Path(entry)), ("command line", overrides)]
+    return overlay(cls, [(where, {k: v for k, v in layer.items() if k != "slurm"}) for where, layer in layers], str(entry))
 
 
 def to_toml(cfg, entry: str) -> str:
@@ -148,36 +156,47 @@ def parse_value(text: str, kind):
         return text  # check_layer says what was expected
 
 
-def command_line(cls, argv: list[str], description: str) -> tuple[Path, dict]:
-    """`entry.toml --train.steps=200 --seed 1` -> (entry, overrides as nested dicts). --help lists every key."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("entry", type=Path, help="a sweep entry, for example sweeps/maze_baseline.toml")
-    kinds = {}
+def add_keys(parser: argparse.ArgumentParser, cls, hidden: tuple[str, ...] = ("hypothesis",), prefix: str = "") -> dict[str, type]:
+    """An option for every key of a config, its comment as help. Returns {"train.steps": int, ...}."""
+    kinds, notes = {}, comments(cls)
+    for f in dataclasses.fields(cls):
+        key = f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(f.type):
+            kinds |= add_keys(parser.add_argument_group(f"[{f.name}]"), f.type, hidden, f"{f.name}.")
+        elif key not in hidden:
+            kinds[key] = f.type
+            choices = f" {{{', '.join(map(str, typing.get_args(f.type)))}}}" if typing.get_args(f.type) else ""
+            parser.add_argument(f"--{key}", metavar="", default=argparse.SUPPRESS,
+                                help=f"{notes.get(f.name, '')}{choices} (default {f.default!r})".replace("%", "%%"))
+    return kinds
 
-    def add(group, owner, prefix: str) -> None:
-        notes = comments(owner)
-        for f in dataclasses.fields(owner):
-            if dataclasses.is_dataclass(f.type):
-                add(parser.add_argument_group(f"[{f.name}]"), f.type, f"{f.name}.")
-            elif f"{prefix}{f.name}" not in ("hypothesis",):
-                kinds[f"{prefix}{f.name}"] = f.type
-                choices = f" {{{', '.join(map(str, typing.get_args(f.type)))}}}" if typing.get_args(f.type) else ""
-                group.add_argument(f"--{prefix}{f.name}", metavar="", default=argparse.SUPPRESS,
-                                   help=f"{notes.get(f.name, '')}{choices} (default {f.default!r})".replace("%", "%%"))
 
-    add(parser, cls, "")
-
+def parse(parser: argparse.ArgumentParser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Namespace, dict]:
+    """Words to (what the parser has beside `kinds`, the keys of `kinds` that were given as nested dicts). Raises UserError."""
     def fail(message: str):
         raise UserError(f"command line: {message}")
 
     parser.error = fail
-    found, unknown = parser.parse_known_args(argv)
+    found, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         key = unknown[0].removeprefix("--").split("=")[0]
-        fail(f"unknown key '{unknown[0]}'{nearest(key, kinds)}" if unknown[0].startswith("-") else f"unexpected word {unknown[0]!r}")
+        known = {**kinds, **{k.replace("_", "-"): None for k in vars(found) if k not in kinds}}
+        fail(f"unknown key '{unknown[0]}'{nearest(key, known)}" if unknown[0].startswith("-") else f"unexpected word {unknown[0]!r}")
     overrides: dict = {}
     for key, text in vars(found).items():
-        if key != "entry":
+        if key in kinds:
             table, _, name = key.rpartition(".")
             (overrides.setdefault(table, {}) if table else overrides)[name] = parse_value(text, kinds[key])
+    return found, overrides
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+
+
+def command_line(cls, argv: list[str], description: str) -> tuple[Path, dict]:
+    """`entry.toml --train.steps=200 --seed 1` -> (entry, overrides as nested dicts). --help lists every key."""
+    parser = make_parser(description)
+    parser.add_argument("entry", type=Path, help="a sweep entry, for example sweeps/maze_baseline.toml")
+    found, overrides = parse(parser, argv, add_keys(parser, cls))
     return found.entry, overrides
