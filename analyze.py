@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from config import read_toml
 from data import UserError
 
-SHARED = {"seed", "hypothesis", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within an entry
+SHARED = {"seed", "hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within an entry
 FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
 CLOCKS = ("train", "train_cpu", "validation", "test")
 

@@ -28,8 +28,7 @@ from torch import Tensor
 
 from config import load_config
 from data import BOX, UserError
-from layers import round_up
-from model import TRM, ModelConfig, Shape
+from model import TRM, ModelConfig, Shape, net_flop, step_calls
 from runs import TrainingError, write_atomic
 from train import Config, commit, cpu_has_bf16, hardware, make_run, make_world, train_step
 
@@ -42,26 +41,6 @@ NETS = {  # name: (entry, what differs from it)
     "maze_baseline": ("maze_baseline", {}),
     "sudoku_mlp": ("sudoku_mlp", {})}
 ARMS = ["reference", "eager", "compiled", "bf16", "bf16+compiled"]
-
-
-# ---------------------------------------------------------------- arithmetic
-
-def net_flop(cfg: ModelConfig, shape: Shape, batch: int) -> float:
-    """FLOP of one forward call of the net: two per multiply-add of its matrix products and convolutions, nothing else."""
-    D, L, kinds = cfg.dim, cfg.prefix + shape.seq_len, 3 if shape.box_rows else 2
-
-    def mlp(width: int, expansion: float) -> int:  # SwiGLU has three matrices
-        inner = round_up(expansion * width * (2 / 3 if cfg.mlp == "swiglu" else 1), cfg.multiple)
-        return (3 if cfg.mlp == "swiglu" else 2) * width * inner
-
-    per_cell = {"attention": 4 * D * D + 2 * L * D, "conv": 9 * D, "mlp": mlp(L, cfg.position_expansion) * D / L,
-                "pool": 2 * kinds * D * D + kinds * D * D / math.isqrt(L)}  # the second product is per group, not per cell
-    return 2 * batch * L * cfg.n_layers * (sum(per_cell[part] for part in cfg.mixer.split("+")) + mlp(D, cfg.expansion))
-
-
-def step_calls(cfg: ModelConfig) -> int:
-    """Forward calls of the net that one training step costs; a call with gradient counts as three."""
-    return (cfg.T + 2 * cfg.grad_cycles + cfg.T * cfg.continue_loss) * (cfg.n + 1)
 
 
 # ---------------------------------------------------------------- the reference: what a textbook would write

@@ -108,7 +108,8 @@ def read_layers(entry: Path) -> list[tuple[str, dict]]:
         layers.insert(0, (str(entry.parent / base), read_toml(entry.parent / base)))
         if "base" in layers[0][1]:
             raise UserError(f"{layers[0][0]}: has a base of its own, but {entry} builds on it; base has one level")
-        layers[0][1].pop("hypothesis", None)
+        for key in ("hypothesis", "expected"):
+            layers[0][1].pop(key, None)
     return layers
 
 

@@ -61,12 +61,17 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
     net.train(was_training)
     inputs = np.asarray(split.inputs[mine])
 
+    def joined(own: np.ndarray) -> np.ndarray:
+        every = np.zeros(len(chosen))
+        every[world.rank::world.size] = own
+        return world.sum(torch.from_numpy(every)).numpy().astype(bool)
+
     def figures(answers: np.ndarray, steps: np.ndarray) -> tuple[dict, dict]:
         verdict = {"exact": (answers == labels).all(-1)} | data.check(cfg.data.task, inputs, answers)
         columns = np.stack([*verdict.values(), (answers == labels).mean(-1), steps], 1)
         total = world.sum(torch.from_numpy(np.concatenate([columns.sum(0), [len(mine)]])))
         mean = dict(zip([*verdict, "cells", "steps"], (total[:-1] / total[-1]).tolist()))
-        return mean | {"n": int(total[-1])}, verdict
+        return mean | {"n": int(total[-1])}, {name: joined(v) for name, v in verdict.items()}
 
     halting, verdict = figures(at_halt, used)
     if adaptive:

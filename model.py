@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import MLP, Attention, Block, Conv, Linear, Norm, Pool, PositionMLP, cross_entropy, rope_1d, rope_2d, trunc_normal
+from layers import MLP, Attention, Block, Conv, Linear, Norm, Pool, PositionMLP, cross_entropy, rope_1d, rope_2d, round_up, trunc_normal
 
 
 @dataclass(frozen=True)
@@ -330,3 +330,21 @@ def public_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[ours[short]] = tensor
     return renamed
+
+
+def net_flop(cfg: ModelConfig, shape: Shape, batch: int) -> float:
+    """FLOP of one forward call of the net: two per multiply-add of its matrix products and convolutions, nothing else."""
+    D, L, kinds = cfg.dim, cfg.prefix + shape.seq_len, 3 if shape.box_rows else 2
+
+    def mlp(width: int, expansion: float) -> int:  # SwiGLU has three matrices
+        inner = round_up(expansion * width * (2 / 3 if cfg.mlp == "swiglu" else 1), cfg.multiple)
+        return (3 if cfg.mlp == "swiglu" else 2) * width * inner
+
+    per_cell = {"attention": 4 * D * D + 2 * L * D, "conv": 9 * D, "mlp": mlp(L, cfg.position_expansion) * D / L,
+                "pool": 2 * kinds * D * D + kinds * D * D / math.isqrt(L)}  # the second product is per group, not per cell
+    return 2 * batch * L * cfg.n_layers * (sum(per_cell[part] for part in cfg.mixer.split("+")) + mlp(D, cfg.expansion))
+
+
+def step_calls(cfg: ModelConfig) -> int:
+    """Forward calls of the net that one training step costs; a call with gradient counts as three."""
+    return (cfg.T + 2 * cfg.grad_cycles + cfg.T * cfg.continue_loss) * (cfg.n + 1)

@@ -7,6 +7,7 @@ another configuration. Several processes: `torchrun --nproc_per_node=2 train.py 
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -31,7 +32,7 @@ import data
 from config import build, command_line, flatten, load_config, to_toml
 from data import DataConfig, UserError
 from evaluate import evaluate, rows_within_training
-from model import TRM, Carry, ModelConfig, Shape, trm_loss
+from model import TRM, Carry, ModelConfig, Shape, net_flop, step_calls, trm_loss
 from optim import GrokFast, make_ema, make_optimizers, schedule, set_rates
 from runs import TrainingError, check_same, cut_metrics, load, run_folder, save, write_atomic
 
@@ -94,7 +95,7 @@ class TrainConfig:
 
 
 # Keys that change how a run is watched or where it computes, not what it computes: a run may continue with others.
-FREE = {"hypothesis", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
+FREE = {"hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
 
 NOISE = 7  # stream of data.rng for exploration and random first states; data.py uses 0..6
 
@@ -102,6 +103,7 @@ NOISE = 7  # stream of data.rng for exploration and random first states; data.py
 @dataclass(frozen=True)
 class Config:
     hypothesis: str = ""  # one sentence that can turn out false
+    expected: float = 0.0  # published change of exact accuracy against the baseline, in points; 0: none. analyze.py shows it
     seed: int = 0  # of weights, data order and exploration
     out: str = "runs"  # root of the run folders
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -569,15 +571,20 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
         "chosen": "best by validation", "best_step": run.best["step"], "weights": "ema" if state["ema"] else "raw",
         "val": {k: v for k, v in run.best.items() if k not in ("curve", "halting", "step")}, "baseline": dataset.card["copy_baseline"],
         "parameters": sum(p.numel() for p in net.parameters()), "depth": m.T * (m.n + 1) * m.n_layers, "steps": run.step,
+        "flop": run.step * step_calls(m) * net_flop(m, run.shape, cfg.train.batch_size), "test_puzzles": digest(dataset.test.inputs[:rows]),
         "seconds": run.seconds, "hardware": hardware(world), "commit": commit(), "data": dataset.card}
     if rows < len(dataset.test):
         summary["note"] = f"evaluations were cut to {rows} rows, so that they cost no more than the training itself"
     if world.rank == 0:
-        if world.size == 1:
-            write_atomic(folder / "test.npz", lambda f: np.savez_compressed(f, **verdict))
+        write_atomic(folder / "test.npz", lambda f: np.savez_compressed(f, **verdict))
         write_atomic(folder / "summary.json", lambda f: f.write((json.dumps(summary, indent=1, default=str) + "\n").encode()))
         print(f"done   {one_line(summary)}\n       best checkpoint: {folder}/best.pt; next: python solve.py {folder}")
     return summary
+
+
+def digest(rows: np.ndarray) -> str:
+    """What two runs must share before their verdicts on single puzzles may be compared."""
+    return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
 
 
 def one_line(summary: dict) -> str:

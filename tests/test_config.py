@@ -90,7 +90,7 @@ def test_words_stay_words_where_a_string_is_wanted(tmp_path):
     ("[train]\nlearning_rate = 3", r"{e} \[train\]: unknown key 'learning_rate'.*"),
     ("[modle]\ndim = 3", r"{e}: unknown key 'modle', did you mean 'model'\?"),
     ("sede = 3", r"{e}: unknown key 'sede', did you mean 'seed'\?"),
-    ("qqqq = 3", r"{e}: unknown key 'qqqq'; known are hypothesis, seed, out, model, data, train"),
+    ("qqqq = 3", r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train"),
     ("model = 3", r"{e}: model = 3, expected a table \[model\]"),
     ("[model]\ndim = 'big'", r"{e} \[model\]: dim = 'big', expected an integer \(default 512\)"),
     ("[model]\nT = 3.0", r"{e} \[model\]: T = 3.0, expected an integer \(default 3\)"),
@@ -210,7 +210,7 @@ def test_config_toml_gives_the_config_back(tmp_path):
     for cfg in (Config(), odd):
         path = write(tmp_path / "config.toml", to_toml(cfg, "sweeps/some entry.toml"))
         assert load_config(Config, path, {}) == cfg
-        assert flatten(cfg).keys() == {"hypothesis", "seed", "out"} | {
+        assert flatten(cfg).keys() == {"hypothesis", "expected", "seed", "out"} | {
             f"{t}.{f.name}" for t, c in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig)) for f in dataclasses.fields(c)}
 
 

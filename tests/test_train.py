@@ -25,7 +25,7 @@ import runs
 import tiny
 import train as training
 from data import UserError
-from model import TRM, Carry, Shape
+from model import TRM, Carry, Shape, net_flop
 from train import Config, World, evaluate, forward_backward, load_run, main
 
 LONG = 600  # seconds after which a process that does nothing is a failure; busy machines are slow
@@ -341,7 +341,10 @@ def test_two_ranks_have_the_losses_of_one_process_with_the_same_batch(two_ranks,
             if key in a:
                 assert b[key] == pytest.approx(a[key], rel=to, abs=to), (a["step"], key)
     files = [sorted(p.name for p in folder.iterdir()) for folder in (tmp_path, two_ranks)]
-    assert files[0] == [*files[1], "test.npz"]
+    assert files[0] == files[1]
+    verdict, summary = np.load(two_ranks / "test.npz"), json.loads((two_ranks / "summary.json").read_text())
+    assert verdict["exact"].shape == (summary["test"]["n"],) and verdict["exact"].mean() == pytest.approx(summary["test"]["exact"])
+    assert summary["test_puzzles"] == json.loads((tmp_path / "summary.json").read_text())["test_puzzles"]
 
 
 def test_rank_1_writes_nothing_and_says_nothing(tmp_path, monkeypatch, capfd):
@@ -445,7 +448,7 @@ def test_keys_that_do_not_change_the_result_may_change_when_a_run_continues(tmp_
         break_at(patch, 7, throw(Broken()))
         with pytest.raises(Broken):
             tiny.run(tmp_path / "a")
-    assert training.FREE == {"hypothesis", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
+    assert training.FREE == {"hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
     cfg = tiny.config(out="elsewhere", hypothesis="Another sentence.", train={"log_every": 5, "ckpt_minutes": 1.0, "threads": 0, "device": "auto"})
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         cfg = tiny.config(out="elsewhere", hypothesis="Another sentence.", train={"log_every": 5, "ckpt_minutes": 1.0, "threads": 0})
@@ -799,9 +802,10 @@ def test_the_summary_says_what_was_run_and_what_came_out(tmp_path):
     stored = json.loads((tmp_path / "seed0" / "summary.json").read_text())
     assert stored == json.loads(json.dumps(summary))
     assert {"entry", "hypothesis", "seed", "task", "test", "test_halting", "val", "best_step", "weights", "chosen", "baseline", "parameters",
-            "depth", "steps", "seconds", "hardware", "commit", "data"} <= stored.keys()
+            "depth", "steps", "flop", "test_puzzles", "seconds", "hardware", "commit", "data"} <= stored.keys()
     assert (stored["parameters"], stored["depth"], stored["steps"], stored["task"]) == (3298, 2 * 2 * 1, 10, "sudoku")
     assert {"exact", "valid", "cells", "steps", "n", "curve"} == stored["test"].keys() and stored["test"]["n"] == 10
+    assert stored["flop"] == 10 * (2 + 2) * (1 + 1) * net_flop(tiny.config().model, Shape(16, 6, 1, 2, 2), 4)
     assert len(stored["test"]["curve"]) == 3 and stored["test"]["curve"][-1] == stored["test"]["exact"]
     assert stored["baseline"]["cells"] > 0 and stored["data"]["rows"] == {"train": 30, "val": 10, "test": 10}
     verdict = np.load(tmp_path / "seed0" / "test.npz")
