@@ -35,6 +35,7 @@ from evaluate import evaluate, rows_within_training
 from model import TRM, Carry, ModelConfig, Shape, net_flop, step_calls, trm_loss
 from optim import GrokFast, make_ema, make_optimizers, schedule, set_rates
 from runs import TrainingError, check_same, cut_metrics, load, run_folder, save, write_atomic
+from slurm import slurm_config
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,10 @@ def hardware(world: World) -> str:
 
 
 def commit() -> str:
-    """The commit of this code, with + where files differ from it; empty outside git."""
+    """The commit of this code, with + where files differ from it; empty outside git. The launcher's copies carry it as a file."""
+    if (noted := Path(__file__).with_name("COMMIT")).exists():
+        return noted.read_text().strip()
+
     def git(*args):
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10).stdout.strip()
     try:
@@ -624,18 +628,25 @@ def load_run(path: Path, device="cpu", dtype: torch.dtype = torch.float32, weigh
     return cfg, net.eval(), state
 
 
+def command(argv: list[str]) -> None:
+    """Train what the command line says. Raises UserError and TrainingError."""
+    entry, overrides = command_line(Config, argv, __doc__)
+    cfg = load_config(Config, entry, overrides)
+    slurm_config(entry)  # checked, so that an entry is right or wrong for the launcher and for us alike
+    try:
+        train(cfg, run_folder(cfg, entry), str(entry))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
-        entry, overrides = command_line(Config, sys.argv[1:] if argv is None else argv, __doc__)
-        cfg = load_config(Config, entry, overrides)
-        train(cfg, run_folder(cfg, entry), str(entry))
+        command(sys.argv[1:] if argv is None else argv)
     except (UserError, TrainingError) as e:
         if os.environ.get("RANK", "0") == "0" or isinstance(e, TrainingError):  # bad input is the same for all processes
             print(f"error: {e}", file=sys.stderr)
         return 2 if isinstance(e, UserError) else 3
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
     return 0
 
 
