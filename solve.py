@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 import data
-from data import FREE, GOAL, PATH, START, WALL, UserError
+import puzzles
+from puzzles import FREE, GOAL, PATH, START, WALL, UserError
 from train import Config, load_run
 
 
@@ -61,7 +62,7 @@ def solve(cfg: Config, net, inputs: np.ndarray, steps: int) -> Trace:
     task, label, why = cfg.data.task, None, ""
     try:
         text = (data.solve_maze if task == "maze" else data.solve_sudoku)(data.decode(task, inputs))
-        label = np.array([data.MAZE.index(c) + 1 if task == "maze" else int(c) + 1 for c in text], dtype=np.uint8)
+        label = np.array([puzzles.MAZE.index(c) + 1 if task == "maze" else int(c) + 1 for c in text], dtype=np.uint8)
     except UserError as e:  # no path, no solution, or several
         why = str(e)
     return Trace(task, inputs, np.stack(answers), np.array(halt), label, why)
@@ -89,8 +90,8 @@ def check_size(cfg: Config, side: int) -> None:
     if side != cfg.data.size and (fixed or cfg.data.task == "sudoku"):
         raise UserError(f"the puzzle is {side}x{side}, this net solves {cfg.data.size}x{cfg.data.size}"
                         + (f" only: with {fixed[0]} its weights belong to one size" if fixed else ""))
-    if not 2 <= side <= data.MAX_SIDE:
-        raise UserError(f"the puzzle is {side}x{side}, expected 2 to {data.MAX_SIDE} cells per side")
+    if not 2 <= side <= puzzles.MAX_SIDE:
+        raise UserError(f"the puzzle is {side}x{side}, expected 2 to {puzzles.MAX_SIDE} cells per side")
 
 
 def parse(cfg: Config, text: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import data
+import puzzles
 import solve
 from evaluate import evaluate
 from train import World, load_run
@@ -32,7 +33,7 @@ def runs(tmp_path_factory):
 
 def trace(task, question, answers, label=None):
     """A trace of given answers, written as text."""
-    def tokens(text): return np.array([data.MAZE.index(c) + 1 if task == "maze" else int(c.replace(".", "0")) + 1 for c in text], dtype=np.uint8)
+    def tokens(text): return np.array([puzzles.MAZE.index(c) + 1 if task == "maze" else int(c.replace(".", "0")) + 1 for c in text], dtype=np.uint8)
     return solve.Trace(task, tokens(question), np.stack([tokens(a) for a in answers]), np.linspace(0.1, 0.9, len(answers)),
                        None if label is None else tokens(label), "" if label else "nobody knows")
 
