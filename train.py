@@ -98,8 +98,6 @@ class TrainConfig:
 # Keys that change how a run is watched or where it computes, not what it computes: a run may continue with others.
 FREE = {"hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
 
-NOISE = 7  # stream of data.rng for exploration and random first states; data.py uses 0..6
-
 
 @dataclass(frozen=True)
 class Config:
@@ -270,6 +268,7 @@ def make_run(cfg: Config, folder: Path, world: World, shape: Shape) -> Run:
     ema = make_ema(net, tc.ema, tc.ema_warmup) if tc.ema else None
     grokfast = GrokFast(tc.grokfast, tc.grokfast_alpha, tc.grokfast_lambda, tc.grokfast_window) if tc.grokfast != "none" else None
     if world.compiled:
+        torch._dynamo.config.recompile_limit = 32  # a graph for each batch size, with and without gradient, of net and averaged net
         for part in (net.net, net.net_y, *((ema.module.net, ema.module.net_y) if ema else ())):
             if part is not None:
                 part.compile(dynamic=False)
@@ -322,7 +321,7 @@ def to_cpu(value):
 def noise(net: TRM, cfg: Config, world: World, step: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
     """This step's random first states and exploration, drawn for the global batch: a pure function of (seed, step)."""
     B, (lo, hi) = cfg.train.batch_size, (cfg.train.batch_size * r // world.size for r in (world.rank, world.rank + 1))
-    g = torch.Generator(world.device).manual_seed(int(data.rng(cfg.seed, NOISE, step).integers(2**62)))
+    g = torch.Generator(world.device).manual_seed(int(data.rng(cfg.seed, data.NOISE, step).integers(2**62)))
     demanded = net.exploration(B, g)
     states = tuple(s[lo:hi] for s in net.first_states(B, net.shape.seq_len, g)) if cfg.model.init == "random" else None
     return states, None if demanded is None else demanded[lo:hi]
