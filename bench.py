@@ -67,13 +67,14 @@ class Textbook:
 
     def __init__(self, cfg: Config, net: TRM, batch: dict[str, Tensor]):
         self.cfg, self.box, self.batch = cfg, (net.shape.box_rows, net.shape.box_cols), batch
+        self.digits = torch.arange(2, net.shape.vocab_size, device=batch["inputs"].device)
         self.w = {name: t.detach().clone() for name, t in net.state_dict().items()}
         self.params = [t.requires_grad_() for name, t in self.w.items() if name not in ("y0", "z0")]
         self.ema = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.params, lr=1e-6, betas=(cfg.train.beta1, cfg.train.beta2),
                                            weight_decay=cfg.train.weight_decay, foreach=False)
         B, L = batch["inputs"].shape
-        self.y, self.z = (self.w[name].expand(B, cfg.model.prefix + L, cfg.model.dim) for name in ("y0", "z0"))
+        self.y, self.z = (self.w[name].expand(B, net.length(L), cfg.model.dim) for name in ("y0", "z0"))
         angles = net.angles(self.y)
         if angles is not None:
             angles = torch.cat([angles, angles], -1)[:, None]  # (P+L, 1, D/H)
@@ -96,14 +97,16 @@ class Textbook:
         return torch.cat([torch.zeros_like(h[:, :P]), out], 1) if P else out
 
     def pool(self, h: Tensor, w: dict[str, Tensor]) -> Tensor:
-        B, L, D = h.shape
-        side, (r, c) = math.isqrt(L), self.box
+        (B, L, D), S, (r, c) = h.shape, len(self.digits) if self.cfg.model.per_digit else 1, self.box
+        side = math.isqrt(L // S)
         u, gate = F.linear(h, w["into.weight"]).chunk(2, -1)
-        m = list(((u * F.silu(gate)).view(B, side, side, -1, D) / math.sqrt(side)).unbind(3))
+        m = list(((u * F.silu(gate)).view(B, side, side, S, -1, D) / math.sqrt(side)).unbind(4))
         m[0], m[1] = m[0].sum(2, keepdim=True).expand_as(m[0]), m[1].sum(1, keepdim=True).expand_as(m[1])
         if r:
-            boxes = m[2].reshape(B, side // r, r, side // c, c, D)
-            m[2] = boxes.sum((2, 4), keepdim=True).expand_as(boxes).reshape(B, side, side, D)
+            boxes = m[2].reshape(B, side // r, r, side // c, c, S, D)
+            m[2] = boxes.sum((2, 4), keepdim=True).expand_as(boxes).reshape(B, side, side, S, D)
+        if S > 1:
+            m[-1] = m[-1].sum(3, keepdim=True).expand_as(m[-1])
         return F.linear(torch.cat(m, -1).view(B, L, -1), w["out.weight"])
 
     def net(self, h: Tensor) -> Tensor:
@@ -123,7 +126,11 @@ class Textbook:
     def forward(self, batch: dict[str, Tensor], y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One supervision step: logits (B, L, V), q_halt (B,), y, z."""
         m, w = self.cfg.model, self.w
-        x = w["tokens"][batch["inputs"]]
+        tokens = batch["inputs"]
+        if m.per_digit:
+            given, same = (tokens > 1)[..., None], tokens[..., None] == self.digits
+            tokens = (2 * given - 1 * same).flatten(1)
+        x = w["tokens"][tokens]
         if m.prefix:
             x = torch.cat([F.pad(w["puzzles"][batch["puzzle"]][:, None], (0, 0, 0, m.prefix - 1)), x], 1)
         if m.positions == "learned":
@@ -135,7 +142,10 @@ class Textbook:
                     z = self.net(z + (y + x))
                 y = self.net(y + z)
         q = F.linear(y[:, 0] if m.q_from == "first" else y.mean(1), w["q_head.weight"], w["q_head.bias"])
-        return F.linear(y, w["head.weight"])[:, m.prefix:], q[:, 0], y, z
+        logits = F.linear(y, w["head.weight"])[:, m.prefix:]
+        if m.per_digit:
+            logits = F.pad(logits.view(len(y), -1, len(self.digits)), (2, 0), value=-1e4)
+        return logits, q[:, 0], y, z
 
     def loss(self, logits: Tensor, q: Tensor, labels: Tensor) -> Tensor:
         if self.cfg.model.loss == "stablemax":

@@ -173,30 +173,34 @@ class Pool(nn.Module):
     """Gated pooling over the groups of a cell: its row, its column and, if `box` = (rows, cols) is given, its box.
 
     u, g = split(W_in h); m_k = sum over the group of u_k * silu(g_k) / sqrt(group size); out = W_out [m_1, m_2, m_3].
-    Equivariant under the permutations of positions that map rows to rows, columns to columns, boxes to boxes: all symmetries of
-    Sudoku but the transpose, which swaps the weights of rows and columns.
+    With `digits` > 1 a cell holds that many positions, one per digit: the groups above then take in the same digit only, and
+    the digits of a cell are a fourth group.
+    Equivariant under the permutations of positions that map rows to rows, columns to columns, boxes to boxes, digits to digits: all
+    symmetries of Sudoku but the transpose, which swaps the weights of rows and columns.
     W_out is applied to the pooled vectors, one per group and not one per cell: the same sum for a fraction of the work.
     """
 
-    def __init__(self, dim: int, box: tuple[int, int] = (0, 0)):
+    def __init__(self, dim: int, box: tuple[int, int] = (0, 0), digits: int = 1):
         super().__init__()
-        self.box = box
-        self.kinds = 3 if box[0] else 2
+        self.box, self.digits = box, digits
+        self.kinds = 2 + (box[0] > 0) + (digits > 1)
         self.into = Linear(dim, 2 * self.kinds * dim)
         self.out = Linear(self.kinds * dim, dim)
 
     def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
-        B, L, D = h.shape
-        side, (r, c) = math.isqrt(L), self.box
+        (B, L, D), S, (r, c) = h.shape, self.digits, self.box
+        side = math.isqrt(L // S)
         u, g = self.into(h).chunk(2, -1)
-        rows, columns, *boxes = (u * F.silu(g)).view(B, side, side, self.kinds, D).unbind(3)
-        w = (side**-0.5 * self.out.weight.to(h.dtype)).split(D, -1)  # W_out by kind of group, each (D, D)
-        out = F.linear(rows.sum(2), w[0])[:, :, None] + F.linear(columns.sum(1), w[1])[:, None]
-        if boxes:  # one axis at a time: a sum over two axes apart, as in backward too, takes 8 times longer on CPUs
-            pooled = F.linear(boxes[0].reshape(B, side // r, r, side // c, c, D).sum(4).sum(2), w[2])  # (B, side/r, side/c, D)
-            pooled = pooled[:, :, :, None].expand(-1, -1, -1, c, -1).reshape(B, side // r, 1, side, D)
-            out = out.view(B, side // r, r, side, D) + pooled
-        return out.view(B, L, D)
+        parts = list((u * F.silu(g)).view(B, side, side, S, self.kinds, D).unbind(4))
+        w = list((side**-0.5 * self.out.weight.to(h.dtype)).split(D, -1))  # W_out by kind of group, each (D, D)
+        out = F.linear(parts[0].sum(2), w[0])[:, :, None] + F.linear(parts[1].sum(1), w[1])[:, None]  # rows, columns
+        if S > 1:
+            out = out + F.linear(parts.pop().sum(3), w.pop())[:, :, :, None]  # the digits of a cell
+        if r:  # one axis at a time: a sum over two axes apart, as in backward too, takes 8 times longer on CPUs
+            pooled = F.linear(parts[2].reshape(B, side // r, r, side // c, c, S, D).sum(4).sum(2), w[2])  # (B, side/r, side/c, S, D)
+            pooled = pooled[:, :, :, None].expand(-1, -1, -1, c, -1, -1).reshape(B, side // r, 1, side, S, D)
+            out = out.view(B, side // r, r, side, S, D) + pooled
+        return out.reshape(B, L, D)
 
 
 class PositionMLP(nn.Module):

@@ -31,6 +31,7 @@ class ModelConfig:
     grad_cycles: int = 1  # how many of the T recursions, the last ones, carry gradient
     two_nets: bool = False  # a second net for the updates of y (the paper's ablation)
     mixer: Literal["attention", "mlp", "conv", "conv+attention", "pool"] = "attention"  # how positions exchange information
+    per_digit: bool = False  # mixer = "pool": a state for every cell and digit rather than every cell: digits become interchangeable
     positions: Literal["rope", "rope2d", "learned", "none"] = "rope"  # position code; rotary ones act in attention only
     prefix: int = 16  # positions before the cells; the first holds the puzzle embedding
     norm: Literal["rms", "layer"] = "rms"  # RMSNorm or LayerNorm, without learned gain
@@ -69,6 +70,8 @@ class ModelConfig:
             need = {"rope": 2, "rope2d": 4}.get(self.positions, 1)
             if self.dim % (self.heads * need):
                 yield "dim", f"a multiple of {self.heads * need} (heads = {self.heads}, positions = {self.positions!r})"
+        if self.per_digit and (self.mixer != "pool" or self.q_from != "mean"):
+            yield "per_digit", "false, or mixer = 'pool' and q_from = 'mean'"
         if self.mixer in ("conv", "pool") and self.prefix:
             yield "prefix", f"0 with mixer = {self.mixer!r}, which mixes the cells of the grid only"
 
@@ -81,6 +84,11 @@ class Shape:
     num_puzzles: int = 1  # rows of the puzzle embedding
     box_rows: int = 0  # Sudoku's boxes; 0: none
     box_cols: int = 0
+
+    @property
+    def digits(self) -> int:
+        """Sudoku: 9 of 11 tokens, which begin with padding and blank."""
+        return self.vocab_size - 2
 
 
 @dataclass
@@ -130,7 +138,7 @@ def make_mixers(cfg: ModelConfig, shape: Shape) -> list[nn.Module]:
     if cfg.mixer == "mlp":
         return [PositionMLP(cfg.prefix + shape.seq_len, cfg.mlp, cfg.position_expansion, cfg.multiple)]
     if cfg.mixer == "pool":
-        return [Pool(cfg.dim, (shape.box_rows, shape.box_cols))]
+        return [Pool(cfg.dim, (shape.box_rows, shape.box_cols), shape.digits if cfg.per_digit else 1)]
     conv = [Conv(cfg.dim, cfg.prefix)] if "conv" in cfg.mixer else []
     return conv + ([Attention(cfg.dim, cfg.heads)] if "attention" in cfg.mixer else [])
 
@@ -142,14 +150,14 @@ class TRM(nn.Module):
         super().__init__()
         self.cfg, self.shape, self.compute = cfg, shape, compute
         D = cfg.dim
-        self.tokens = nn.Parameter(trunc_normal(shape.vocab_size, D, std=D**-0.5))
+        self.tokens = nn.Parameter(trunc_normal(3 if cfg.per_digit else shape.vocab_size, D, std=D**-0.5))
         if cfg.prefix:
             self.puzzles = nn.Parameter(torch.zeros(shape.num_puzzles, D))
         if cfg.positions == "learned":
             self.places = nn.Parameter(trunc_normal(cfg.prefix + shape.seq_len, D, std=D**-0.5))
         self.net = Net(cfg, shape)
         self.net_y = Net(cfg, shape) if cfg.two_nets else None
-        self.head = Linear(D, shape.vocab_size)
+        self.head = Linear(D, 1 if cfg.per_digit else shape.vocab_size)
         self.q_head = nn.Linear(D, 2)  # halt, continue
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5)
@@ -186,7 +194,11 @@ class TRM(nn.Module):
     def embed(self, batch: dict[str, Tensor], context: Tensor | None = None) -> Tensor:
         """Question tokens (B, L) -> x (B, P+L, D). `context` (B, P, D), if given, fills the prefix, else the puzzle embedding."""
         D, P = self.cfg.dim, self.cfg.prefix
-        x = F.embedding(batch["inputs"], self.tokens)  # (B, L, D)
+        tokens = batch["inputs"]
+        if self.cfg.per_digit:  # blank, given as this digit, given as another one
+            digit = torch.arange(2, self.shape.vocab_size, device=tokens.device)
+            tokens = torch.where(tokens[..., None] == digit, 1, 2 * (tokens[..., None] > 1)).flatten(1)  # (B, L * digits)
+        x = F.embedding(tokens, self.tokens)  # (B, L, D)
         if P:
             if context is None:
                 context = F.pad(F.embedding(batch["puzzle"], self.puzzles)[:, None], (0, 0, 0, P - 1))
@@ -208,15 +220,22 @@ class TRM(nn.Module):
     def read(self, y: Tensor) -> Output:
         """The answer's logits (B, L, V) and the q values, in fp32."""
         q = self.q_head((y[:, 0] if self.cfg.q_from == "first" else y.mean(1)).float())
-        return Output(self.head(y[:, self.cfg.prefix:]).float(), q[:, 0], q[:, 1])
+        logits = self.head(y[:, self.cfg.prefix:]).float()
+        if self.cfg.per_digit:  # padding and blank are no answers
+            logits = F.pad(logits.view(len(y), -1, self.shape.digits), (2, 0), value=-1e4)
+        return Output(logits, q[:, 0], q[:, 1])
 
     # ------------------------------------------------------------ slots
+
+    def length(self, L: int) -> int:
+        """Positions of the states for L cells."""
+        return self.cfg.prefix + L * (self.shape.digits if self.cfg.per_digit else 1)
 
     def first_states(self, B: int, L: int, g: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """y and z of fresh slots, each broadcastable to (B, P+L, D); init = "random" draws them from g (None: the global one)."""
         if self.cfg.init != "random":
             return self.y0.to(self.compute), self.z0.to(self.compute)
-        size, device = (2, B, self.cfg.prefix + L, self.cfg.dim), self.tokens.device
+        size, device = (2, B, self.length(L), self.cfg.dim), self.tokens.device
         noise = nn.init.trunc_normal_(torch.empty(size, device=device), std=1 / 0.8796256610342398, a=-2.2737, b=2.2737,
                                       generator=g).to(self.compute)
         return noise[0], noise[1]
@@ -225,7 +244,7 @@ class TRM(nn.Module):
         """A carry of halted slots: the first refill fills all of them. The batch gives shapes only."""
         B, L = batch["inputs"].shape
         device = batch["inputs"].device
-        y = torch.zeros(B, self.cfg.prefix + L, self.cfg.dim, device=device, dtype=self.compute)
+        y = torch.zeros(B, self.length(L), self.cfg.dim, device=device, dtype=self.compute)
         return Carry(y, y.clone(), torch.zeros(B, dtype=torch.long, device=device),
                      torch.ones(B, dtype=torch.bool, device=device), {k: torch.zeros_like(v) for k, v in batch.items()})
 
@@ -334,14 +353,15 @@ def public_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def net_flop(cfg: ModelConfig, shape: Shape, batch: int) -> float:
     """FLOP of one forward call of the net: two per multiply-add of its matrix products and convolutions, nothing else."""
-    D, L, kinds = cfg.dim, cfg.prefix + shape.seq_len, 3 if shape.box_rows else 2
+    D, kinds = cfg.dim, 2 + (shape.box_rows > 0) + cfg.per_digit
+    L = cfg.prefix + shape.seq_len * (shape.digits if cfg.per_digit else 1)
 
     def mlp(width: int, expansion: float) -> int:  # SwiGLU has three matrices
         inner = round_up(expansion * width * (2 / 3 if cfg.mlp == "swiglu" else 1), cfg.multiple)
         return (3 if cfg.mlp == "swiglu" else 2) * width * inner
 
     per_cell = {"attention": 4 * D * D + 2 * L * D, "conv": 9 * D, "mlp": mlp(L, cfg.position_expansion) * D / L,
-                "pool": 2 * kinds * D * D + kinds * D * D / math.isqrt(L)}  # the second product is per group, not per cell
+                "pool": 2 * kinds * D * D + kinds * D * D / math.isqrt(shape.seq_len)}  # the second product is per group, not per cell
     return 2 * batch * L * cfg.n_layers * (sum(per_cell[part] for part in cfg.mixer.split("+")) + mlp(D, cfg.expansion))
 
 

@@ -15,14 +15,14 @@ SMALL = {"dim": 16, "n_layers": 2, "heads": 2, "T": 2, "n": 2, "multiple": 8, "e
 NETS = [{"mixer": "attention", "prefix": 3, "heads": 2}, {"mixer": "attention", "positions": "rope2d", "prefix": 2, "q_from": "mean"},
         {"mixer": "mlp", "positions": "none", "prefix": 1, "grad_cycles": 2}, {"mixer": "mlp", "positions": "learned", "prefix": 0},
         {"mixer": "conv", "positions": "none", "prefix": 0, "loss": "softmax"}, {"mixer": "conv+attention", "prefix": 2},
-        {"mixer": "pool", "positions": "none", "prefix": 0}]
+        {"mixer": "pool", "positions": "none", "prefix": 0}, {"mixer": "pool", "per_digit": True, "positions": "none", "prefix": 0}]
 
 
 def a_net(model: dict) -> tuple:
     cfg = tiny.config(model=tiny.ENTRY["model"] | SMALL | model, train={"batch_size": 3})
     torch.manual_seed(1)
     net = TRM(cfg.model, Shape(16, 6, 1, 2, 2))
-    batch = {k: torch.randint(1, 6, (3, 16)) for k in ("inputs", "labels")} | {"puzzle": torch.zeros(3, dtype=torch.long)}
+    batch = {k: torch.randint(low, 6, (3, 16)) for k, low in (("inputs", 1), ("labels", 2))} | {"puzzle": torch.zeros(3, dtype=torch.long)}
     return cfg, net, batch
 
 

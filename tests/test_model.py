@@ -97,6 +97,7 @@ SWITCHES = [
     ("mixer",               "conv+attention", {"weights", "trained"},      GO,   {}),
     ("mixer",               "conv",      {"weights", "trained"},           GO,   {"prefix": 0}),
     ("mixer",               "pool",      {"weights", "trained"},           GO,   {"prefix": 0}),
+    ("per_digit",           True,        {"weights"},                      GO,   {"mixer": "pool", "q_from": "mean"}),
     ("positions",           "rope2d",    OUTPUT,                           GO,   {}),
     ("positions",           "none",      OUTPUT,                           GO,   {}),
     ("positions",           "rope2d",    set(),                            GO,   {"mixer": "mlp"}),
@@ -192,6 +193,8 @@ def test_impossible_values_are_named():
     assert problems(dim=516) == ["dim"] == problems(dim=18, heads=3, positions="rope2d")
     assert problems(dim=18, heads=3) == [] == problems(dim=516, mixer="mlp")
     assert problems(mixer="conv") == ["prefix"] == problems(mixer="pool") and problems(mixer="pool", prefix=0) == []
+    assert problems(per_digit=True) == ["per_digit"] == problems(per_digit=True, mixer="pool", prefix=0)
+    assert problems(per_digit=True, mixer="pool", prefix=0, q_from="mean") == []
 
 
 # ---------------------------------------------------------------- gradients
@@ -602,22 +605,27 @@ def test_conv_equals_a_naive_convolution_and_leaves_the_prefix_out():
     torch.testing.assert_close(out[:, 2:], naive.view(2, 9, 4))
 
 
+@pytest.mark.parametrize("digits", [1, 0], ids=["cells", "cells and digits"])
 @pytest.mark.parametrize("side, box", [(4, (2, 2)), (6, (2, 3)), (5, (0, 0))])
-def test_pool_equals_the_formula_of_every_cell(side, box):
+def test_pool_equals_the_formula_of_every_cell(side, box, digits):
     torch.manual_seed(0)
-    D, kinds = 3, 3 if box[0] else 2
-    pool, h = Pool(D, box), torch.randn(2, side * side, D)
+    S, D = digits or side, 3  # positions per cell
+    kinds, every = 2 + (box[0] > 0) + (S > 1), range(side * side * S)
+    pool, h = Pool(D, box, S), torch.randn(2, len(every), D)
     out = pool(h)
     u, g = F.linear(h, pool.into.weight).split(kinds * D, -1)
 
-    def groups(cell):
-        r, c = divmod(cell, side)
-        yield [i for i in range(side * side) if i // side == r]
-        yield [i for i in range(side * side) if i % side == c]
+    def groups(at):
+        same = [i for i in every if i % S == at % S]
+        row, col = [i // S // side for i in every], [i // S % side for i in every]
+        yield [i for i in same if row[i] == row[at]]
+        yield [i for i in same if col[i] == col[at]]
         if box[0]:
-            yield [i for i in range(side * side) if i // side // box[0] == r // box[0] and i % side // box[1] == c // box[1]]
+            yield [i for i in same if row[i] // box[0] == row[at] // box[0] and col[i] // box[1] == col[at] // box[1]]
+        if S > 1:
+            yield [i for i in every if i // S == at // S]
 
-    for cell in range(side * side):
+    for cell in every:
         pooled = []
         for kind, members in enumerate(groups(cell)):
             assert len(members) == side
@@ -650,6 +658,21 @@ def test_a_pool_net_turns_with_the_position_symmetries_of_sudoku(side, box):
     broken[[0, side]] = broken[[side, 0]]  # two cells swap: no symmetry
     moved = first_step(net, {k: v[:, broken] if v.dim() == 2 else v for k, v in batch.items()})[1]
     assert (moved.logits - out.logits[:, broken]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("side, box", [(4, (2, 2)), (6, (2, 3))])
+def test_a_net_per_digit_renames_its_answer_with_the_digits(side, box):
+    torch.manual_seed(5)
+    digits = torch.cat([torch.arange(2), 2 + torch.randperm(side)])  # padding and blank stay
+    batch = examples(2, side * side, side + 2, puzzles=1)
+    renamed = batch | {"inputs": digits[batch["inputs"]]}
+    for per_digit in (True, False):
+        net = make(Shape(side * side, side + 2, 1, *box), mixer="pool", positions="none", q_from="mean", per_digit=per_digit)
+        out, moved = first_step(net, batch)[1], first_step(net, renamed)[1]
+        same = torch.allclose(moved.logits[..., digits], out.logits, rtol=1e-3, atol=1e-4)
+        assert same == per_digit == torch.allclose(moved.q_halt, out.q_halt, rtol=1e-6, atol=1e-6)
+        assert out.logits.shape == (2, side * side, side + 2) and (out.logits[..., :2] == -1e4).all() == per_digit  # no answers
+        assert len(net.tokens) == (3 if per_digit else side + 2)
 
 
 def test_transposing_the_grid_swaps_the_row_and_the_column_weights_of_pool():
