@@ -1,8 +1,10 @@
 """Run folders to tables and plots: `python analyze.py runs/laptop [more folders] [--out results/laptop]`.
 
-Reads the small files of every run folder below (summary.json, config.toml, metrics.jsonl), never a checkpoint, so plots can be drawn
-again years later. Seeds of one entry are averaged; runs of other configurations never are. Writes table.md, table.csv, table.json,
-learning.png and steps.png (and .svg). Runs that are unfinished or broken are listed by name. Exit codes: 0 done, 2 bad input.
+Reads the small files of every run folder below (summary.json, config.toml, metrics.jsonl, test.npz), never a checkpoint, so plots can be
+drawn again years later. Seeds of one entry are averaged; runs of other configurations or other data never are. Writes table.md, table.csv,
+table.json, learning.png and steps.png (and .svg). Where a folder has an entry called "baseline" (or as --baseline says), the others are
+compared with it, seed by seed and puzzle by puzzle, and accuracy, cost, halting and stability are drawn too. Runs that are missing,
+failed, unfinished or broken are listed by name. Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
@@ -12,19 +14,21 @@ import math
 import os
 import re
 import sys
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rcParams
-from matplotlib.figure import Figure
 
+import plots
 from config import read_toml
 from data import UserError
+from stats import excludes_zero, last_third, paired, spikes, wilson
 
 SHARED = {"seed", "hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within an entry
 FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
 CLOCKS = ("train", "train_cpu", "validation", "test")
+COLUMNS = {"train": ("step", "seconds", "loss"), "val": ("step", "seconds", "exact", "halting_steps", "n")}  # what is kept of metrics.jsonl
 
 
 @dataclass
@@ -32,9 +36,12 @@ class Run:
     folder: Path
     seed: int = -1
     config: dict = field(default_factory=dict)  # {"data.size": 15, ...} from config.toml
-    lines: list = field(default_factory=list)  # metrics.jsonl
+    train: dict = field(default_factory=dict)  # {"step": (lines,), "loss": (lines,), ...} from metrics.jsonl
+    val: dict = field(default_factory=dict)
     summary: dict = field(default_factory=dict)  # empty: not finished
+    solved: np.ndarray | None = None  # (puzzles,) bool from test.npz
     problem: str = ""  # why its figures cannot be used
+    notes: list = field(default_factory=list)  # what is odd about figures that can be used
 
     @property
     def entry(self) -> Path:
@@ -44,32 +51,90 @@ class Run:
         """One of FIGURES, NaN where this task has none."""
         return float(self.summary[FIGURES[name]].get(name.removeprefix("halting_"), math.nan))
 
+    @property
+    def step_seconds(self) -> float:
+        """A training step, on the clock that other work on the machine disturbs least: CPU time on a CPU, else the wall clock."""
+        return self.summary["seconds"]["train_cpu" if "thread(s)" in self.summary.get("hardware", "") else "train"] / self.summary["steps"]
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the validation accuracy over the last third of training."""
+        return last_third(self.val["step"], self.val["exact"])
+
+    @property
+    def spikes(self) -> float:
+        return spikes(self.train["loss"]) if len(self.train["loss"]) else math.nan
+
 
 @dataclass
 class Group:
     """The finished seeds of one configuration."""
     name: str
     runs: list[Run]
+    base: "Group | None" = None  # the baseline it is compared with; its own for a baseline
+    alone: str = ""  # why it is not compared, though there is a baseline
 
     @property
     def first(self) -> dict:
         return self.runs[0].summary
 
+    def each(self, name: str) -> list[float]:
+        """One value per seed: of FIGURES, or step_seconds, spread, spikes."""
+        return [r.figure(name) if name in FIGURES else getattr(r, name) for r in self.runs]
+
     def mean(self, name: str) -> tuple[float, float, float]:
         """(mean, low, high): over seeds their smallest and largest; for one seed the 95 % interval of its share of puzzles."""
-        values = [r.figure(name) for r in self.runs]
+        values = self.each(name)
         if len(values) > 1 or name in ("cells", "halting_steps"):  # cells of one puzzle are not independent: no interval
             return float(np.mean(values)), min(values), max(values)
         return values[0], *wilson(values[0], self.runs[0].summary["test"]["n"])
 
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a binomial share (Wilson), sound near 0 and 1."""
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+    def per_puzzle(self, seeds: list[int]) -> np.ndarray:
+        """(seeds, puzzles) solved exactly; (seeds, 1) shares if a run has no test.npz."""
+        runs = [next(r for r in self.runs if r.seed == seed) for seed in seeds]
+        if any(r.solved is None for r in runs):
+            return np.array([[r.figure("exact")] for r in runs])
+        return np.stack([r.solved for r in runs]).astype(float)
 
 
 # ---------------------------------------------------------------- reading
+
+def read_metrics(path: Path) -> tuple[dict, dict, int]:
+    """The training and validation columns of a metrics.jsonl, and how many of its lines are damaged (they are left out)."""
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line] if path.exists() else []
+    try:
+        records = json.loads(f"[{','.join(lines)}]")  # all at once is twice as fast
+    except ValueError:
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                pass
+    good = [r for r in records if isinstance(r, dict) and isinstance(r.get("step"), int)]
+
+    def column(rows: list[dict], key: str) -> np.ndarray:
+        values = [r.get(key, math.nan) for r in rows]
+        try:
+            return np.array(values, dtype=float)
+        except (TypeError, ValueError):
+            return np.array([v if isinstance(v, (int, float)) else math.nan for v in values], dtype=float)
+
+    splits = {split: [r for r in good if r.get("split") == split] for split in COLUMNS}
+    train, val = ({key: column(splits[split], key) for key in keys} for split, keys in COLUMNS.items())
+    return train, val, len(lines) - sum(map(len, splits.values()))
+
+
+def read_solved(path: Path, summary: dict) -> np.ndarray | None:
+    """Which test puzzles were solved exactly; None unless this agrees with the summary."""
+    try:
+        with np.load(path) as file:
+            solved = file["exact"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    fits = solved.shape == (summary["test"]["n"],) and abs(solved.mean() - summary["test"]["exact"]) < 1e-6
+    return solved if fits else None
+
 
 def load_run(folder: Path) -> Run:
     """One run folder, whatever state it is in; `problem` says what is missing."""
@@ -80,29 +145,39 @@ def load_run(folder: Path) -> Run:
             f"{t}.{k}": v for t, keys in tables.items() if isinstance(keys, dict) for k, v in keys.items()}
     except UserError as e:
         run.problem = str(e)
-    broken = 0
-    if (folder / "metrics.jsonl").exists():
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                run.lines.append({"step": 0, "split": "", "seconds": math.nan} | json.loads(line))
-            except (ValueError, TypeError):
-                broken += 1
+    run.train, run.val, broken = read_metrics(folder / "metrics.jsonl")
     number = re.search(r"\d+$", folder.name)
     run.seed = run.config.get("seed", int(number[0]) if number else 0)
     if not (folder / "summary.json").exists():
-        step = max((line["step"] for line in run.lines), default=0)
-        run.problem = run.problem or f"not finished: step {step} of {run.config.get('train.steps', '?')}; the same command continues it"
+        step = int(max((split["step"].max() for split in (run.train, run.val) if len(split["step"])), default=0))
+        state = f"step {step} of {run.config.get('train.steps', '?')}"
+        if (folder / "failed.txt").exists():  # the launcher's
+            run.problem = f"failed at {state}: " + " ".join((folder / "failed.txt").read_text(encoding="utf-8", errors="replace").split())
+        elif not (folder / "config.toml").exists():
+            run.problem = "not started"
+        run.problem = run.problem or f"not finished: {state}; the same command continues it"
         return run
     try:
         run.summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         used = [*map(run.figure, ("exact", "cells", "halting_exact", "halting_steps")), *run.summary["test"]["curve"], run.summary["test"]["n"],
-                *(run.summary["seconds"][k] for k in CLOCKS), *(run.summary[k] for k in ("parameters", "depth")), *run.summary["baseline"].values()]
+                *(run.summary["seconds"][k] for k in CLOCKS), *(run.summary[k] for k in ("parameters", "depth", "steps")), run.step_seconds,
+                *run.summary["baseline"].values()]
         if not all(map(math.isfinite, used)):
             run.problem = run.problem or "summary.json holds a figure that is not finite"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        run.solved = read_solved(folder / "test.npz", run.summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
         run.problem = f"summary.json is damaged ({type(e).__name__}: {e})"
-    if broken and not run.problem:
-        run.summary["note"] = f"{run.summary.get('note', '')} metrics.jsonl has {broken} damaged line(s), left out".strip()
+        return run
+    run.notes += [run.summary["note"]] if run.summary.get("note") else []
+    run.notes += [f"metrics.jsonl has {broken} damaged line(s), left out"] if broken else []
+    if not len(run.val["step"]):
+        run.notes.append("metrics.jsonl has no validations: no learning curve, no stability")
+    for split, key in (("train", "loss"), ("val", "exact")):
+        bad = ~np.isfinite(getattr(run, split)[key])
+        if bad.any():
+            run.notes.append(f"metrics.jsonl has {bad.sum()} {split} line(s) whose {key} is not finite, the first at step "
+                             f"{getattr(run, split)['step'][bad][0]:.0f}, left out")
+            setattr(run, split, {k: v[~bad] for k, v in getattr(run, split).items()})
     return run
 
 
@@ -112,11 +187,13 @@ def load_runs(roots: list[Path]) -> list[Run]:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder, expected one with run folders of train.py below")
-        found |= {Path(at) for at, _, files in os.walk(root) if {"summary.json", "config.toml"} & set(files)}
+        found |= {Path(at) for at, _, files in os.walk(root) if {"summary.json", "config.toml", "failed.txt", "job.json"} & set(files)}
     if not found:
         raise UserError(f"no run folder below {', '.join(map(str, roots))}; make one: python train.py sweeps/laptop/maze_perfect.toml")
     return [load_run(folder) for folder in sorted(found)]
 
+
+# ---------------------------------------------------------------- what belongs together
 
 def names_of(runs: list[Run]) -> dict[Path, str]:
     """Entry folder -> its name: the path below what all have in common."""
@@ -125,20 +202,91 @@ def names_of(runs: list[Run]) -> dict[Path, str]:
     return {run.entry: Path(os.path.relpath(run.entry.absolute(), common)).as_posix() for run in runs}
 
 
+def data_of(run: Run) -> dict:
+    """What makes test puzzles the same: the digest of their questions; for runs that have none, files and data keys."""
+    hashes = {f"sha256 of {k.removesuffix('_sha256')}": v for k, v in run.summary["data"].items() if k.endswith("sha256")}
+    return hashes | {"sha256 of the test questions": run.summary.get("test_puzzles", "unknown")}
+
+
 def group(runs: list[Run]) -> list[Group]:
     """Finished runs by entry and configuration, best first within each task. Configurations that share an entry name their difference."""
     names, groups = names_of(runs), {}
     for run in runs:
         if not run.problem:
-            data = {f"sha256 of {k.removesuffix('_sha256')}": v for k, v in run.summary["data"].items() if k.endswith("sha256")}
-            setup = {k: v for k, v in run.config.items() if k not in SHARED} | data
-            groups.setdefault((names[run.entry], json.dumps(setup, sort_keys=True)), []).append(run)
+            setup = {k: v for k, v in run.config.items() if k not in SHARED} | data_of(run)
+            members = groups.setdefault((names[run.entry], json.dumps(setup, sort_keys=True)), [])
+            twin = next((r for r in members if r.seed == run.seed), None)
+            if twin:
+                run.problem = f"the same entry and seed as {twin.folder.name}, which is in the tables"
+            else:
+                members.append(run)
     result = []
     for (name, setup), members in groups.items():
         others = [json.loads(s) for n, s in groups if n == name]
-        mixed = [f"{k} = {v}" for k, v in json.loads(setup).items() if any(o.get(k) != v for o in others)]
+        mixed = [f"{k} = {v[:8] if k.startswith('sha256') else v}" for k, v in json.loads(setup).items() if any(o.get(k) != v for o in others)]
         result.append(Group(name + (f" ({', '.join(mixed)})" if mixed else ""), sorted(members, key=lambda r: r.seed)))
     return sorted(result, key=lambda g: (g.first["task"], -g.mean("exact")[0], g.name))
+
+
+def compare(groups: list[Group], baseline: str) -> None:
+    """Gives every group the baseline of its folder, or the reason why it has none."""
+    for g in groups:
+        sweep = g.runs[0].entry.parent
+        found = [b for b in groups if b.runs[0].entry == sweep / baseline]
+        if len(found) > 1:
+            g.alone = f"not compared: {baseline} has runs of {len(found)} configurations"
+        elif found and data_of(found[0].runs[0]) != data_of(g.runs[0]):
+            g.alone = f"not compared: its data are not those of {found[0].name}"
+        elif found and len(shared(found[0], g)) == 0:
+            g.alone = f"not compared: no seed in common with {found[0].name}"
+        elif found:
+            g.base = found[0]
+
+
+def missing(runs: list[Run], groups: list[Group]) -> list[tuple[str, str]]:
+    """Seeds that an entry lacks and another entry of a compared sweep has."""
+    names, sweeps = names_of(runs), {g.runs[0].entry.parent for g in groups if g.base}
+    result = []
+    for sweep in sorted(sweeps):
+        have = {}
+        for run in runs:
+            if run.entry.parent == sweep:
+                have.setdefault(run.entry, set()).add(run.seed)
+        for entry, seeds in have.items():
+            result += [(f"{names[entry]}/seed{seed}", "missing: other entries have this seed") for seed in sorted(set.union(*have.values()) - seeds)]
+    return result
+
+
+def shared(a: Group, b: Group) -> list[int]:
+    return sorted({r.seed for r in a.runs} & {r.seed for r in b.runs})
+
+
+def difference(a: Group, b: Group) -> tuple[float, float, float]:
+    """Exact test accuracy of b minus a over their common seeds, with its paired 95 % interval."""
+    seeds = shared(a, b)
+    one, two = a.per_puzzle(seeds), b.per_puzzle(seeds)
+    if one.shape != two.shape:  # one of them has no test.npz
+        one, two = one.mean(1, keepdims=True), two.mean(1, keepdims=True)
+    return paired(one, two)
+
+
+def verdict(a: Group, b: Group) -> str:
+    """What b does against a: "helps" or "hurts" only where the interval excludes zero; one seed shows nothing about others."""
+    mean, low, high = difference(a, b)
+    return ("helps" if mean > 0 else "hurts") if len(shared(a, b)) > 1 and excludes_zero(low, high) else "not shown"
+
+
+def switch(g: Group) -> dict:
+    """The keys in which a group differs from its baseline."""
+    ours, theirs = g.runs[0].config, g.base.runs[0].config
+    return {k: ours.get(k) for k in {**theirs, **ours} if k not in SHARED and ours.get(k) != theirs.get(k)}
+
+
+def time_ratio(g: Group) -> tuple[float, float, float]:
+    """Time per step in units of the baseline's, seed by seed: mean, smallest, largest. NaN on other hardware."""
+    pairs = [(next(r for r in side.runs if r.seed == seed) for side in (g.base, g)) for seed in shared(g.base, g)]
+    ratios = [b.step_seconds / a.step_seconds if a.summary["hardware"] == b.summary["hardware"] else math.nan for a, b in pairs]
+    return float(np.mean(ratios)), min(ratios), max(ratios)
 
 
 # ---------------------------------------------------------------- tables
@@ -157,26 +305,36 @@ def unique(group_: Group, key: str) -> str:
     return ", ".join(sorted({str(r.summary.get(key) or "-") for r in group_.runs}))
 
 
-def row(g: Group) -> dict:
-    """A group as one flat row; shares lie between 0 and 1."""
-    flat = {"entry": g.name, "task": g.first["task"], "seeds": " ".join(str(r.seed) for r in g.runs), "test_puzzles": unique_number(g),
-            "parameters": g.first["parameters"], "depth": g.first["depth"]}
-    for name in FIGURES:
-        mean, low, high = g.mean(name)
-        flat |= {name: clean(mean), f"{name}_low": clean(low), f"{name}_high": clean(high)}
-    return flat | {
-        "copy_exact": g.first["baseline"]["exact"], "copy_cells": g.first["baseline"]["cells"],
-        "train_steps": unique(g, "steps"), **{f"{k}_seconds": round(float(np.mean([r.summary["seconds"][k] for r in g.runs])), 1) for k in CLOCKS},
-        "hardware": unique(g, "hardware"), "commit": unique(g, "commit"), "data": source(g.first["data"]), "chosen": unique(g, "chosen"), "weights": unique(g, "weights"),
-        "note": unique(g, "note").strip("-, ")}
-
-
 def unique_number(g: Group) -> str:
     return "/".join(str(n) for n in sorted({r.summary["test"]["n"] for r in g.runs}))
 
 
 def clean(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 6)
+
+
+def row(g: Group) -> dict:
+    """A group as one flat row; shares lie between 0 and 1, so do differences."""
+    flat = {"entry": g.name, "task": g.first["task"], "seeds": " ".join(str(r.seed) for r in g.runs), "test_puzzles": unique_number(g),
+            "parameters": g.first["parameters"], "depth": g.first["depth"]}
+    for name in FIGURES:
+        mean, low, high = g.mean(name)
+        flat |= {name: clean(mean), f"{name}_low": clean(low), f"{name}_high": clean(high)}
+    if g.base:
+        names = ("difference", "difference_low", "difference_high", "time_ratio", "time_ratio_low", "time_ratio_high")
+        own = g.base is g
+        flat |= {"baseline": g.base.name, "switch": ", ".join(f"{k} = {json.dumps(v)}" for k, v in switch(g).items()),
+                 **dict.fromkeys(names), **({} if own else dict(zip(names, map(clean, (*difference(g.base, g), *time_ratio(g)))))),
+                 "paired_seeds": len(shared(g.base, g)), "paired_by": "puzzle" if all(r.solved is not None for r in g.runs + g.base.runs) else "seed",
+                 "verdict": "reference" if own else verdict(g.base, g), "expected_points": g.runs[0].config.get("expected") or None}
+    notes = [g.alone] * bool(g.alone) + sorted({note for r in g.runs for note in r.notes})
+    return flat | {
+        "copy_exact": g.first["baseline"]["exact"], "copy_cells": g.first["baseline"]["cells"],
+        "train_steps": unique(g, "steps"), "steps_per_second": clean(float(np.mean([1 / s for s in g.each("step_seconds")]))),
+        "flop": g.first.get("flop"), "spread_last_third": clean(float(np.mean(g.each("spread")))), "loss_spikes": clean(float(np.mean(g.each("spikes")))),
+        **{f"{k}_seconds": round(float(np.mean([r.summary["seconds"][k] for r in g.runs])), 1) for k in CLOCKS},
+        "hardware": unique(g, "hardware"), "commit": unique(g, "commit"), "data": source(g.first["data"]), "chosen": unique(g, "chosen"), "weights": unique(g, "weights"),
+        "note": "; ".join(notes)}
 
 
 def percent(row_: dict, name: str) -> str:
@@ -187,11 +345,45 @@ def percent(row_: dict, name: str) -> str:
     return f"{100 * mean:.1f}" + (f" ({100 * low:.1f}-{100 * high:.1f})" if low != high else "")
 
 
-def markdown(groups: list[Group], unfinished: list[tuple[str, str]]) -> str:
-    def table(head: list[str], lines: list[list]) -> list[str]:
-        return ["| " + " | ".join(map(str, cells)).replace("\n", " ") + " |" for cells in [head, ["---"] * len(head), *lines]] + [""]
+def points(mean: float, low: float | None, high: float | None) -> str:
+    """-7.5 (-9.1 to -5.8): a difference of shares in points."""
+    mean, low, high = (None if v is None else round(100 * v, 1) + 0.0 for v in (mean, low, high))  # + 0.0: no "-0.0"
+    return f"{mean:+.1f}" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
 
-    rows, text = [row(g) for g in groups], []
+
+def shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def table(head: list[str], lines: list[list]) -> list[str]:
+    return ["| " + " | ".join(map(str, cells)).replace("\n", " ") + " |" for cells in [head, ["---"] * len(head), *lines]] + [""]
+
+
+def compared(rows: list[dict]) -> list[str]:
+    """The table of differences to the baseline, and what its columns mean."""
+    def ratio(r):
+        return "-" if r["time_ratio"] is None else f"{r['time_ratio']:.2f} ({r['time_ratio_low']:.2f}-{r['time_ratio_high']:.2f})"
+
+    text = table(["entry", "differs in", "depth", "exact %", "difference, points (95 %)", "expected", "verdict", "time per step", "steps used", "seeds x puzzles"],
+                 [[r["entry"], r["switch"] or "-", r["depth"], percent(r, "exact"),
+                   "reference" if r["verdict"] == "reference" else points(*(r[k] for k in ("difference", "difference_low", "difference_high"))),
+                   shown(r["expected_points"], "+.1f"), r["verdict"], "1" if r["verdict"] == "reference" else ratio(r), f"{r['halting_steps']:.1f}",
+                   f"{r['paired_seeds']} x {r['test_puzzles']}"] for r in rows])
+    text += ["difference: exact accuracy minus the baseline's, over the same seeds and puzzles, with a 95 % interval for other seeds and puzzles. expected: the "
+             "published change, often on another task. verdict: helps or hurts only if the interval excludes zero and there are two seeds or more. Among "
+             "twenty entries that change nothing, one interval excludes zero by chance. time per step: in units of the baseline's, seed by seed "
+             "(smallest-largest). steps used: supervision steps until the net would stop, on the test puzzles."]
+    if any(r["paired_seeds"] == 1 for r in rows):
+        text += ["One seed: the interval says nothing about other seeds."]
+    if any(r["paired_by"] == "seed" for r in rows):
+        text += ["Without test.npz: " + ", ".join(r["entry"] for r in rows if r["paired_by"] == "seed") + "; intervals over seeds only."]
+    return text + [""]
+
+
+def markdown(rows: list[dict], said: list[tuple[str, str]], absent: list[tuple[str, str]]) -> str:
+    text = compared([r for r in rows if r.get("baseline")]) if any(r.get("baseline") for r in rows) else []
+    for question, answer in said:
+        text += [f"**{question}** {answer}", ""]
     if rows:
         text += table(["entry", "exact %", "valid %", "optimal %", "cells %", "halting: exact %", "steps", "copying: exact %, cells %", "seeds x puzzles"],
                       [[r["entry"], percent(r, "exact"), percent(r, "valid"), percent(r, "optimal"), percent(r, "cells"), percent(r, "halting_exact"),
@@ -200,118 +392,152 @@ def markdown(groups: list[Group], unfinished: list[tuple[str, str]]) -> str:
         text += ["Test split, read once per run with the checkpoint that was best on validation. Mean over seeds (smallest-largest); with one seed "
                  "(95 % binomial interval).", "exact: every cell as in the label. valid: the rules hold. optimal: a valid path, and none is shorter. "
                  "halting: each answer is read when the net would stop, after `steps` supervision steps on average.", ""]
-        text += table(["entry", "parameters", "depth", "training steps", "training seconds", "CPU seconds", "hardware", "commit", "data"],
+        text += table(["entry", "parameters", "depth", "training steps", "training seconds", "CPU seconds", "steps/s", "spread", "spikes", "hardware", "commit", "data"],
                       [[r["entry"], f"{r['parameters']:,}", r["depth"], r["train_steps"], f"{r['train_seconds']:.0f}", f"{r['train_cpu_seconds']:.0f}",
-                        r["hardware"], r["commit"], r["data"]] for r in rows])
+                        f"{r['steps_per_second']:.2f}", "-" if r["spread_last_third"] is None else f"{100 * r['spread_last_third']:.1f}",
+                        shown(r["loss_spikes"], ".1f"), r["hardware"], r["commit"], r["data"]] for r in rows])
         text += ["depth: blocks applied per supervision step, T x (n + 1) x layers. training seconds: wall clock without evaluations, mean over seeds; "
-                 "CPU seconds: the same in time of all cores. A + behind a commit: files differed from it.", ""]
+                 "CPU seconds: the same in time of all cores. steps/s: by CPU seconds on a CPU, else by the wall clock. spread: standard deviation of the "
+                 "validation accuracy over the last third of training, in points. spikes: jumps of the logged loss above 1.5 times the median of the ten lines "
+                 "before, per run. A + behind a commit: files differed from it.", ""]
     for note in sorted({f"{r['entry']}: {r['note']}" for r in rows if r["note"]}):
         text.append(f"- {note}")
-    text += ["Not in the tables:", *(f"- {name}: {problem}" for name, problem in unfinished)] if unfinished else []
+    text += ["Not in the tables:", *(f"- {name}: {problem}" for name, problem in absent)] if absent else []
     return "\n".join(text).rstrip() + "\n"
 
 
-def write_tables(out: Path, groups: list[Group], unfinished: list[tuple[str, str]]) -> str:
-    text, rows = markdown(groups, unfinished), [row(g) for g in groups]
+def write_tables(out: Path, groups: list[Group], absent: list[tuple[str, str]]) -> str:
+    rows, said = [row(g) for g in groups], answers(groups)
+    text = markdown(rows, said, absent)
     (out / "table.md").write_text(text, encoding="utf-8")
-    every = [{**r, "status": "finished"} for r in rows] + [{"entry": name, "status": problem} for name, problem in unfinished]
+    every = [{**r, "status": "finished"} for r in rows] + [{"entry": name, "status": problem} for name, problem in absent]
     columns = list(dict.fromkeys(key for r in every for key in r))
     with open(out / "table.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["status", *(c for c in columns if c != "status")], restval="")
         writer.writeheader()
         writer.writerows(every)
-    runs = [[{"seed": r.seed, **{name: clean(r.figure(name)) for name in FIGURES}, "curve": r.summary["test"]["curve"]} for r in g.runs] for g in groups]
-    whole = {"entries": [{**r, "runs": each} for r, each in zip(rows, runs)], "unfinished": [{"entry": n, "status": p} for n, p in unfinished]}
+    runs = [[{"seed": r.seed, **{name: clean(r.figure(name)) for name in FIGURES}, "step_seconds": clean(r.step_seconds),
+              "spread_last_third": clean(r.spread), "loss_spikes": clean(r.spikes), "curve": r.summary["test"]["curve"]} for r in g.runs] for g in groups]
+    whole = {"entries": [{**r, "runs": each} for r, each in zip(rows, runs)], "answers": dict(said),
+             "unfinished": [{"entry": n, "status": p} for n, p in absent]}
     (out / "table.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     return text
 
 
-# ---------------------------------------------------------------- plots
+# ---------------------------------------------------------------- what the comparison says
 
-COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9".split()  # Okabe-Ito
-MARKERS, DASHES = "osD^vP", ["-", "--", ":"]
-
-
-def look(k: int) -> dict:
-    """Colour, marker and dash of the k-th entry of a panel: no two alike among eighteen."""
-    return {"color": COLOURS[k % 6], "marker": MARKERS[k % 6], "ls": DASHES[k // 6 % 3]}
+def listed(groups: list[Group], say) -> str:
+    return "; ".join(f"{g.name} {say(g)}" for g in groups)
 
 
-def panels(groups: list[Group], xlabel: str, ylabel: str):
-    """A figure with one panel per task, and (axes, groups of the task) pairs."""
-    tasks = sorted({g.first["task"] for g in groups})
-    fig = Figure(figsize=(6.2 * len(tasks) + 0.4, 4.6), layout="constrained", dpi=130)
-    axes = fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for ax, task in zip(axes, tasks):
-        ax.set(title={"maze": "Mazes", "sudoku": "Sudoku"}.get(task, task), xlabel=xlabel, ylim=(-3, 103), yticks=range(0, 101, 20))
-        ax.grid(axis="y", color="#e5e5e5")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(ylabel)
-    return fig, [(ax, [g for g in groups if g.first["task"] == task]) for ax, task in zip(axes, tasks)]
+def answers(groups: list[Group]) -> list[tuple[str, str]]:
+    """The four questions of an ablation, each with a sentence or two that the figures support: (question, answer) pairs."""
+    result = []
+    for base in (g for g in groups if g.base is g):
+        others = sorted((g for g in groups if g.base is base and g is not base), key=lambda g: difference(base, g)[0])
+        where = f" ({base.name})" if sum(g.base is g for g in groups) > 1 else ""
+        if others:
+            result += [(f"Which change hurts most{where}?", hurts_most(base, others)), (f"How steady is training{where}?", steadiness(base, others)),
+                       (f"How fast is a step{where}?", speed(base, others)), (f"More layers or more recursion{where}?", capacity(base, others))]
+    return result
 
 
-def label(g: Group, n: str) -> str:
-    return f"{g.name} ({len(g.runs)} seed{'s' * (len(g.runs) > 1)}, {n} puzzles)"
+def measured(base: Group, g: Group) -> str:
+    expected = g.runs[0].config.get("expected")
+    return points(*map(clean, difference(base, g))) + (f", expected {expected:+.1f}" if expected else "")
 
 
-def plot_learning(groups: list[Group]) -> Figure:
-    """Validation accuracy against time: every seed faint, the mean over seeds strong."""
-    fig, pairs = panels(groups, "seconds of training", "exact on validation (%)")
-    for ax, members in pairs:
-        for k, g in enumerate(members):
-            curves = [[(line["step"], line["seconds"], 100 * line["exact"]) for line in r.lines if line["split"] == "val"] for r in g.runs]
-            steps = sorted(set.intersection(*({s for s, *_ in c} for c in curves)))
-            if not steps:
-                continue
-            points = np.array([[next(p[1:] for p in c if p[0] == s) for s in steps] for c in curves])  # (seeds, points, 2)
-            for seed in points if len(points) > 1 else ():
-                ax.plot(*seed.T, lw=0.8, alpha=0.4, **look(k) | {"marker": ""})
-            n = next(line["n"] for line in g.runs[0].lines if line["split"] == "val")
-            ax.plot(*points.mean(0).T, lw=2, ms=5, label=label(g, n), **look(k))
-        ax.set_xlim(left=0)
-        ax.legend(loc="lower right", frameon=False, fontsize=9)
-    return fig
+def hurts_most(base: Group, others: list[Group]) -> str:
+    kinds = {kind: [g for g in others if verdict(base, g) == kind] for kind in ("hurts", "helps", "not shown")}
+    hurt = kinds["hurts"]
+    if hurt:
+        text = f"{hurt[0].name}: {measured(base, hurt[0])} points against {100 * base.mean('exact')[0]:.1f} % (95 % interval in brackets)."
+        if len(hurt) > 1:
+            text += f" Also shown to hurt: {listed(hurt[1:], lambda g: measured(base, g))}."
+            if shared(hurt[1], hurt[0]) and verdict(hurt[1], hurt[0]) == "not shown":
+                text += f" That {hurt[0].name} hurts more than {hurt[1].name} is not shown ({points(*map(clean, difference(hurt[1], hurt[0])))})."
+    else:
+        text = f"None is shown to hurt; the largest measured drop is {others[0].name} with {measured(base, others[0])} points."
+    text += f" Shown to help: {listed(kinds['helps'][::-1], lambda g: measured(base, g))}." if kinds["helps"] else ""
+    text += f" Not shown either way: {listed(kinds['not shown'], lambda g: measured(base, g))}." if hurt and kinds["not shown"] else ""
+    return text + f" Seeds per comparison: {seeds_of(base, others)}; puzzles: {unique_number(base)}."
 
 
-def plot_steps(groups: list[Group]) -> Figure:
-    """Test accuracy after each supervision step; bars: smallest to largest seed, or the 95 % interval of one."""
-    fig, pairs = panels(groups, "supervision step", "exact on test (%)")
-    for ax, members in pairs:
-        longest = max(len(r.summary["test"]["curve"]) for g in members for r in g.runs)
-        for k, g in enumerate(members):
-            curves = np.array([r.summary["test"]["curve"] for r in g.runs])  # (seeds, steps)
-            mean, n = curves.mean(0), g.first["test"]["n"]
-            low, high = (curves.min(0), curves.max(0)) if len(curves) > 1 else np.array([wilson(c, n) for c in mean]).T
-            x = np.arange(1, len(mean) + 1) + 0.04 * (k - (len(members) - 1) / 2)  # bars beside each other
-            ax.errorbar(x, 100 * mean, 100 * np.abs([low - mean, high - mean]), lw=2, ms=6, elinewidth=1, capsize=2, label=label(g, unique_number(g)), **look(k))
-        for copy in sorted({g.first["baseline"]["exact"] for g in members}):
-            ax.axhline(100 * copy, color="#777777", ls="--", lw=1.2, zorder=1, label=f"copying the question: {100 * copy:.0f} %")
-        ax.set_xticks(range(1, longest + 1, -(-longest // 12)))
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.06), frameon=False, fontsize=9)
-    return fig
+def seeds_of(base: Group, others: list[Group]) -> str:
+    return "/".join(map(str, sorted({len(shared(base, g)) for g in others})))
+
+
+def steadiness(base: Group, others: list[Group]) -> str:
+    """Spread of validation accuracy late in training, compared like accuracy: over the same seeds, with Student's t."""
+    def change(g: Group) -> tuple[float, float, float]:
+        spreads = [[next(r.spread for r in side.runs if r.seed == seed) for seed in shared(base, g)] for side in (base, g)]
+        return paired(*(np.array(s)[:, None] for s in spreads))
+
+    known = [g for g in others if math.isfinite(change(g)[0])]
+    spread = float(np.mean(base.each("spread")))
+    if not known or math.isnan(spread):
+        return "Too few validations in the last third of training to say."
+    text = f"Over the last third of training the baseline's validation accuracy has a standard deviation of {100 * spread:.1f} points (mean over seeds)."
+    less, more = ([g for g in known if excludes_zero(*change(g)[1:]) and sign * change(g)[0] > 0] for sign in (1, -1))
+    for phrase, members in (("Shown to be less steady", less), ("Shown to be steadier", more), ("No difference shown", [g for g in known if g not in less + more])):
+        text += f" {phrase}: {listed(members, lambda g: points(*map(clean, change(g))))}." if members else ""
+    return text + f" Loss spikes per run: {listed([base, *others], lambda g: shown(clean(float(np.mean(g.each('spikes')))), '.1f'))}."
+
+
+def speed(base: Group, others: list[Group]) -> str:
+    clock = "CPU time" if "thread(s)" in base.first["hardware"] else "wall clock"
+    def say(g: Group) -> str:
+        mean, low, high = time_ratio(g)
+        flop = f", {g.first['flop'] / g.first['steps'] / (base.first['flop'] / base.first['steps']):.2f} by FLOP" if g.first.get("flop") and base.first.get("flop") else ""
+        return "on other hardware" if math.isnan(mean) else f"{mean:.2f} ({low:.2f}-{high:.2f}{flop})"
+    ordered = sorted(others, key=lambda g: -np.nan_to_num(time_ratio(g)[0]))
+    return (f"The baseline makes {np.mean([1 / s for s in base.each('step_seconds')]):.2f} steps/s ({clock}). Time per step in units of its own, "
+            f"smallest to largest seed in brackets: {listed(ordered, say)}.")
+
+
+def capacity(base: Group, others: list[Group]) -> str:
+    """Entries that trade recursion against layers, and entries that only recurse less."""
+    def shape(g: Group) -> tuple[int, int]:  # recursion, layers
+        return g.runs[0].config["model.T"] * (g.runs[0].config["model.n"] + 1), g.runs[0].config["model.n_layers"]
+
+    def say(g: Group) -> str:
+        return f"{verdict(base, g)}: {measured(base, g)} points at depth {g.first['depth']}, {g.first['parameters']:,} parameters"
+
+    recursion, layers = shape(base)
+    traded = [g for g in others if shape(g)[1] > layers and shape(g)[0] < recursion]
+    less = [g for g in others if shape(g)[1] == layers and shape(g)[0] < recursion]
+    text = f"Baseline: depth {base.first['depth']} from {recursion} calls of {layers} layer(s), {base.first['parameters']:,} parameters."
+    text += f" More layers and less recursion: {listed(traded, say)}." if traded else " No entry trades recursion for layers."
+    text += f" Less recursion with the same layers: {listed(less, say)}." if less else " No entry only recurses less."
+    depth = base.first["depth"]
+    if traded and all(verdict(base, g) == "hurts" and g.first["depth"] >= depth for g in traded):
+        return text + " So recursion is worth more than layers: as deep, yet worse."
+    if traded and all(verdict(base, g) == "helps" and g.first["depth"] <= depth for g in traded):
+        return text + " So layers are worth more than recursion: no deeper, yet better."
+    return text + (" Which of the two is worth more is not shown." if traded else "")
 
 
 # ---------------------------------------------------------------- the command
 
-def analyze(roots: list[Path], out: Path) -> str:
-    """Tables and plots of all runs below the roots into `out`; returns the Markdown table."""
+def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list[str]]:
+    """Tables and plots of all runs below the roots into `out`; returns the Markdown table and the names of the files."""
     runs = load_runs(roots)
     groups, names = group(runs), names_of(runs)
-    unfinished = [(f"{names[r.entry]}/{r.folder.name}", r.problem) for r in runs if r.problem]
+    compare(groups, baseline or "baseline")
+    if baseline and not any(g.base for g in groups):
+        raise UserError(f"command line: --baseline = {baseline!r}, expected an entry with a finished run; there are "
+                        + (", ".join(dict.fromkeys(g.runs[0].entry.name for g in groups)) or "none"))
+    absent = sorted([(f"{names[r.entry]}/{r.folder.name}", r.problem) for r in runs if r.problem] + missing(runs, groups))
     out.mkdir(parents=True, exist_ok=True)
-    text = write_tables(out, groups, unfinished)
-    rcParams["svg.hashsalt"] = "analyze"  # the same runs give the same bytes
-    for name, plot in (("learning", plot_learning), ("steps", plot_steps)) if groups else ():
-        fig = plot(groups)
-        fig.savefig(out / f"{name}.png")
-        fig.savefig(out / f"{name}.svg", metadata={"Date": None})
-    return text
+    text = write_tables(out, groups, absent)
+    return text, ["table.md", "table.csv", "table.json", *(plots.write(out, groups) if groups else [])]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("roots", nargs="+", type=Path, metavar="folder", help="folders with run folders below")
     parser.add_argument("--out", type=Path, help="where tables and plots go (default: results/<name of the first folder>)")
+    parser.add_argument("--baseline", default="", metavar="entry", help="the entry that others of its folder are compared with (default: baseline)")
 
     def fail(message: str):
         raise UserError(f"command line: {message}; see python analyze.py --help")
@@ -320,8 +546,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         out = args.out or Path("results", args.roots[0].resolve().name)
-        print(analyze(args.roots, out))
-        print(f"wrote {out}/: " + ", ".join(sorted(p.name for p in out.iterdir() if p.stem in ("table", "learning", "steps"))))
+        text, files = analyze(args.roots, out, args.baseline)
+        print(f"{text}\nwrote {out}/: {', '.join(files)}")
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

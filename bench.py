@@ -3,6 +3,7 @@
     python bench.py --net maze_attention                     one of the nets below, or an entry: --net sweeps/laptop/maze_hard.toml
     python bench.py --net maze_conv --arms eager,compiled    without the reference
     python bench.py --net sudoku_mlp --device cuda           the paper's size
+    python bench.py --analysis 200                           how long analyze.py takes for 200 runs of 10,000 metric lines
 
 All arms start from the same weights and rows, must agree on the first loss, and run interleaved in one process (A B C A B C ...);
 figures are medians over rounds, ratios are taken within a round. A training step is forward, backward, optimizer and EMA.
@@ -22,11 +23,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import load_config
+import analyze
+from config import load_config, to_toml
 from data import BOX, UserError
 from model import TRM, ModelConfig, Shape, net_flop, step_calls
 from runs import TrainingError, write_atomic
@@ -341,6 +344,42 @@ def table(net: str, result: dict) -> str:
     return "\n".join(lines + [f"best matmul: {peaks}; host memory of the whole process: {result['host_peak_bytes'] / 2**30:.2f} GiB"])
 
 
+# ---------------------------------------------------------------- the analysis
+
+def made_up_runs(root: Path, runs: int, lines: int, puzzles: int = 1000) -> None:
+    """Finished runs of five seeds per entry, the first entry a baseline: every hundredth metric line is a validation."""
+    g = np.random.default_rng(0)
+    train = {"split": "train", "loss": 0.512345, "answer_loss": 0.412345, "halt_loss": 0.1, "exact": 0.71875, "cells": 0.987654, "q_accuracy": 0.91,
+             "steps_at_halt": 3.125, "halted": 123, "lr": 0.0001, "seconds": 1.0}
+    val = {"split": "val", "exact": 0.7, "valid": 0.7, "optimal": 0.7, "cells": 0.98, "steps": 16.0, "n": 100, "curve": [0.123456] * 16,
+           "halting_exact": 0.7, "halting_steps": 4.2, "seconds": 1.0}
+    metrics = "".join(json.dumps({"step": 20 * k} | (train if k % 100 else val)) + "\n" for k in range(1, lines + 1))
+    for i in range(runs):
+        entry, seed = i // 5, i % 5
+        cfg = Config(seed=seed, train=dataclasses.replace(Config().train, steps=20 * lines, warmup=entry))
+        folder = root / (f"entry{entry}" if entry else "baseline") / f"seed{seed}"
+        folder.mkdir(parents=True)
+        solved = g.random(puzzles) < 0.7
+        figures = {"exact": float(solved.mean()), "cells": 0.98, "steps": 16.0, "n": puzzles}
+        (folder / "config.toml").write_text(to_toml(cfg, "made up"))
+        (folder / "metrics.jsonl").write_text(metrics)
+        np.savez_compressed(folder / "test.npz", exact=solved)
+        (folder / "summary.json").write_text(json.dumps({
+            "seed": seed, "task": "maze", "test": figures | {"curve": [0.1] * 15 + [figures["exact"]]}, "test_halting": figures, "baseline": {"exact": 0.0, "cells": 0.8},
+            "parameters": 7_000_000, "depth": 42, "steps": 20 * lines, "flop": 1e18, "test_puzzles": "made up", "hardware": "made up", "commit": "made up",
+            "seconds": {"train": 1.0, "train_cpu": 1.0, "validation": 1.0, "test": 1.0}, "data": {}}))
+
+
+def measure_analysis(runs: int, lines: int = 10_000) -> str:
+    with tempfile.TemporaryDirectory() as root:
+        made_up_runs(Path(root, "runs"), runs, lines)
+        size = sum(path.stat().st_size for path in Path(root).rglob("*.jsonl"))
+        cpu, wall = time.process_time(), time.perf_counter()
+        analyze.analyze([Path(root, "runs")], Path(root, "results"))
+        return (f"analyze.py, {runs} runs of {lines} metric lines ({size / 2**20:.0f} MiB): {time.process_time() - cpu:.1f} s of CPU, "
+                f"{time.perf_counter() - wall:.1f} s by the wall clock")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", default="maze_attention", help=f"an entry (.toml), or {', '.join(NETS)} (default maze_attention)")
@@ -350,7 +389,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--arms", default="", help=f"some of {','.join(ARMS)} (default: all that make sense here)")
     parser.add_argument("--out", type=Path, default=Path("results/bench.json"), help="JSON with a key per net and device (default results/bench.json)")
+    parser.add_argument("--analysis", type=int, metavar="RUNS", help="time analyze.py on so many made-up runs of 10,000 metric lines instead")
     args = parser.parse_args(argv)
+    if args.analysis:
+        print(measure_analysis(args.analysis))
+        return 0
     names = args.arms.split(",") if args.arms else ARMS
     try:
         if wrong := [name for name in names if name not in ARMS]:
