@@ -91,7 +91,7 @@ train_all() {
 case "${1:-all}" in
   test)
     setup
-    exec $PY -m pytest -q tests ;;
+    exec $PY -m pytest -q -rs tests ;;  # -rs: which tests were skipped, and why
   all)
     setup
     train_all

@@ -38,7 +38,7 @@ ALIVE, STATES = ("running", "queued"), ("finished", "running", "queued", "failed
 
 @dataclass
 class Run:
-    """One seed of one entry. Its folder knows the rest: `job.json` where it was started last, `error.txt` why that failed."""
+    """One seed of one entry. Its folder knows the rest: `job.json` where it was started last, `failed.txt` why that failed."""
     entry: Path
     cfg: train.Config
     slurm: SlurmConfig
@@ -118,22 +118,25 @@ def look(run: Run, jobs: dict) -> tuple[str, str]:
     """(state of a run, what to know about it); `jobs` is slurm.queue()."""
     job = run.job()
     if (run.folder / "summary.json").exists():
-        return "finished", train.one_line(json.loads((run.folder / "summary.json").read_text())).split(" (")[0]
+        with contextlib.suppress(ValueError, KeyError):  # of another version
+            return "finished", train.one_line(json.loads((run.folder / "summary.json").read_text())).split(" (")[0]
+        return "finished", ""
     if state := jobs.get((job.get("job"), job.get("code"))):
         return ("running" if state in ("RUNNING", "COMPLETING") else "queued"), f"job {job['job']}"
     if locked(run.folder):
         return "running", "on this machine"
     at = f"at step {step(run)[0]} of {run.cfg.train.steps}"
     if job:
-        reason = "".join(last_lines(job["log"])) or "it left no log; cancelled before it began?"
-        if (run.folder / "error.txt").exists():
-            return "failed", (run.folder / "error.txt").read_text().strip()
+        reason = "".join(last_lines(job["log"])).removeprefix("error: ") or "it left no log; cancelled before it began?"
+        if (run.folder / "failed.txt").exists():
+            return "failed", (run.folder / "failed.txt").read_text().strip()
         return ("stopped", f"{at}: {reason}") if re.search(r"^stopped by SIG|CANCELLED AT (?!.*DUE TO)", reason) else ("failed", reason)
     return ("stopped", at) if (run.folder / "ckpt.pt").exists() else ("new", "")
 
 
 def look_all(runs: list[Run]) -> list[tuple[str, str]]:
-    jobs = queue() if shutil.which("squeue") else {}
+    submitted = shutil.which("squeue") and any("job" in run.job() for run in runs)  # else whether SLURM answers is nothing to us
+    jobs = queue() if submitted else {}
     return [look(run, jobs) for run in runs]
 
 
@@ -159,8 +162,8 @@ def git(*words: str) -> bytes:
 
 
 def snapshot(runs: list[Run]) -> Path:
-    """OUT/.launch/<time>/: code/ as it is now (tracked files and new ones that git does not ignore), the commit it is based on
-    and the difference to it (diff.patch), sweeps/ with every key of every entry written out, logs/.
+    """OUT/.launch/<time>/: code/ as it is now (tracked files and new ones that git does not ignore, without results), the commit
+    it is based on and the difference to it (diff.patch), sweeps/ with every key of every entry written out, logs/.
     """
     out = Path(runs[0].cfg.out)
     while True:
@@ -175,7 +178,7 @@ def snapshot(runs: list[Run]) -> Path:
     names = os.fsdecode(git("ls-files", "-z", "--cached", "--others", "--exclude-standard")).split("\0")
     for name in names if len(names) > 1 else [p.name for p in ROOT.glob("*.py")]:  # not a clone: the program alone
         source, target = ROOT / name, launch / "code" / name
-        if source.is_file() and out.resolve() not in source.resolve().parents:
+        if source.is_file() and not name.startswith("results/") and out.resolve() not in source.resolve().parents:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     (launch / "code" / "COMMIT").write_text(train.commit() + "\n")
@@ -190,13 +193,13 @@ def snapshot(runs: list[Run]) -> Path:
 def prepare(run: Run, job: dict) -> None:
     """Note where a run is started; what the last attempt left is history."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "error.txt").unlink(missing_ok=True)
+    (run.folder / "failed.txt").unlink(missing_ok=True)
     write_atomic(run.folder / "job.json", lambda f: f.write((json.dumps(job) + "\n").encode()))
 
 
 def note_error(folder: Path, reason: str) -> None:
-    """error.txt, for the analysis and the next launch. Of several processes the first one knows the cause."""
-    with contextlib.suppress(FileExistsError), open(folder / "error.txt", "x", encoding="utf-8") as f:
+    """failed.txt, for the analysis and the next launch. Of several processes the first one knows the cause."""
+    with contextlib.suppress(FileExistsError), open(folder / "failed.txt", "x", encoding="utf-8") as f:
         f.write(reason.strip() + "\n")
 
 
@@ -211,23 +214,21 @@ class Job:
     def __call__(self) -> None:
         os.chdir(self.cwd)  # relative paths mean what they meant to whoever launched
         join_group()
-        warned = signal.getsignal(signal.SIGUSR2)  # submitit's: checkpoint() below, requeue, exit
-        folder, job = str(Path(__file__).parent), submitit.JobEnvironment()
+        job, code = submitit.JobEnvironment(), str(Path(__file__).parent)
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: rank 0 asks checkpoint(), requeues the job and exits
 
-        def told(number: int, frame) -> None:
-            """Somebody ends this job: a preemption leaves it RUNNING and it must ask to come back; scancel does not."""
-            if queue().get((job.job_id, folder)) == "RUNNING":
-                warned(number, frame)
+        def leave(number: int, frame) -> None:
+            """SIGUSR2 comes before the time limit. The others come from a preemption, too, but also from scancel: then we are no longer RUNNING."""
+            with contextlib.suppress(UserError):
+                if number == signal.SIGUSR2 or queue().get((job.job_id, code)) == "RUNNING":
+                    requeue(number, frame)
+                    time.sleep(60)  # as another rank: where the end of one task ends the job, it must not come before the requeueing
             raise SystemExit(128 + number)
 
-        signal.signal(signal.SIGTERM, told)
-        signal.signal(signal.SIGUSR1, told)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, leave)  # train.py calls it once it has saved
         try:
             train.command(self.words)
-        except SystemExit:
-            if job.global_rank:  # rank 0 requeues us; where one task's end ends all, it must not come first
-                time.sleep(60)
-            raise
         except (UserError, TrainingError) as e:
             note_error(Path(self.folder), str(e))
             sys.exit(f"error: {e}")
@@ -311,8 +312,8 @@ class Local:
             if process.poll() is not None:
                 self.processes.remove(each)
                 self.free.append(slot)
-                if process.returncode:
-                    note_error(run.folder, "".join(last_lines(run.job()["log"])).removeprefix("error: ") or f"exit code {process.returncode}, no word")
+                if process.returncode < 0:  # of other ends the log tells
+                    note_error(run.folder, f"killed by {signal.Signals(-process.returncode).name}")
         while self.free and self.waiting:
             run, slot = self.waiting.pop(0), self.free.pop(0)
             log = self.launch / "logs" / f"{str(run.below).replace('/', '_')}_seed{run.cfg.seed}.log"
@@ -339,7 +340,7 @@ def run_here(runs: list[Run], launch: Path, slots: list[dict[str, str]]) -> None
         local.turn()
         return [("queued", "") if run in local.waiting else look(run, {}) for run in runs]
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         watch(runs, turn)
     except KeyboardInterrupt:
@@ -347,6 +348,7 @@ def run_here(runs: list[Run], launch: Path, slots: list[dict[str, str]]) -> None
         raise
     finally:
         local.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def make_slots(jobs: int) -> list[dict[str, str]]:
@@ -365,11 +367,16 @@ def make_slots(jobs: int) -> list[dict[str, str]]:
 
 def watch(runs: list[Run], look: Callable[[], list[tuple[str, str]]]) -> None:
     """A bar over the steps of all runs, a line for each that ends, until none is queued or running. `look`: state and note of each."""
-    begun, ended, here = time.monotonic(), set(), [step(run)[0] for run in runs]
+    begun, ended, here, states = time.monotonic(), set(), [step(run)[0] for run in runs], []
     with tqdm(total=sum(run.cfg.train.steps for run in runs), initial=sum(here), unit="step", dynamic_ncols=True,
               mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
         while True:
-            states = look()
+            try:
+                states = look()
+            except UserError as e:  # the queue does not answer for a while
+                if not states:
+                    raise
+                bar.write(str(e), file=sys.stderr)
             for i, (run, (state, note)) in enumerate(zip(runs, states)):
                 if state not in ALIVE and run.folder not in ended:
                     ended.add(run.folder)

@@ -66,14 +66,14 @@ def test_one_failed_entry_is_reported_with_its_reason_and_stops_no_other(clone):
 
 
 def test_test_runs_pytest_and_another_word_is_refused(clone):
-    assert bash(clone, "test")[1] == ["-m pytest -q tests"]
+    assert bash(clone, "test")[1] == ["-m pytest -q -rs tests"]
     done, calls = bash(clone, "tset")
     assert done.returncode == 2 and done.stderr == "usage: bash run_all.sh [test]\n" and len(calls) == 1
 
 
 def test_ci_calls_exactly_run_all_test():
     lines = (ROOT / ".ci/run").read_text().splitlines()
-    assert lines[1:] == ['exec bash "$(dirname "$0")/../run_all.sh" test'] and os.access(ROOT / ".ci/run", os.X_OK)
+    assert lines[1:] == ['CI=1 exec bash "$(dirname "$0")/../run_all.sh" test'] and os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_an_old_python_is_refused_in_one_sentence(clone):
