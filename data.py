@@ -28,6 +28,7 @@ from typing import Literal
 
 import numpy as np
 
+from features import additions, bayes, centres, generate_features, read_features
 from puzzles import BOX, FREE, LEAST_GIVENS, MAX_SIDE, PATH, UserError, rng
 from puzzles import check, decode, encode, generate_mazes, generate_sudokus, solve_maze, solve_sudoku  # noqa: F401, also for users of data
 from puzzles import (check_ends, givens_range, puzzle_keys, redraw_mazes, shuffle_sudoku, solve_mazes, to_tokens,
@@ -36,10 +37,10 @@ from puzzles import (check_ends, givens_range, puzzle_keys, redraw_mazes, shuffl
 
 @dataclass(frozen=True)
 class DataConfig:
-    task: Literal["maze", "sudoku"] = "maze"  # which puzzle
+    task: Literal["maze", "sudoku", "features", "modular"] = "maze"  # puzzle; or vectors to classify, or a + b modulo p
     size: int = 30  # side of the grid (Sudoku: 4, 6 or 9)
-    train_path: str = ""  # CSV of training rows (.csv, .csv.gz, .csv.xz); empty: generated
-    test_path: str = ""  # CSV of test rows; empty: generated
+    train_path: str = ""  # CSV of training rows (.csv, .csv.gz, .csv.xz; features: .csv, .npz); empty: generated
+    test_path: str = ""  # CSV of test rows; empty: generated (features with a train_path: cut from that)
     generate: bool = True  # make puzzles offline where no path is given; false: insist on files
     walls: Literal["random", "perfect"] = "random"  # generated mazes: independent walls, or a random spanning tree (odd size)
     wall_min: float = 0.2  # random walls: least wall probability; each maze draws its own, uniformly
@@ -55,15 +56,21 @@ class DataConfig:
     augment: bool = True  # mazes: turn and mirror the question, solve it again; Sudoku: the full symmetry group
     redraw: int = 0  # mazes, with augment: further copies of every turned training maze, each with an S and G of its own as far apart
     flip: float = 0.02  # and with this share of its cells changed between wall and free
+    features: int = 128  # features: length of a generated vector
+    classes: int = 10  # features: classes of generated vectors
+    feature_tokens: int = 1  # features: positions over which the net spreads a vector
+    noise: float = 2.0  # features: standard deviation of the noise on every generated feature
+    modulus: int = 97  # modular: p
+    train_share: float = 0.5  # modular: share of the p * p sums to train on; the rest is halved into validation and test
     reveal: float = 0.0  # Sudoku: share of training draws that show a random part of their blanks' answers: easier puzzles beside the hard
     seed: int = 0  # of generation and split, not of training: all training seeds share validation and test
 
 
 @dataclass
 class Split:
-    inputs: np.ndarray  # (N, L) uint8 questions
-    labels: np.ndarray  # (N, L) uint8 answers
-    side: int
+    inputs: np.ndarray  # (N, L) uint8 questions; features: (N, F) float32
+    labels: np.ndarray  # (N, L) uint8 answers; features, modular: (N, 1) int64 classes
+    side: int = 0  # of the grid; 0: none
 
     def __len__(self):
         return len(self.inputs)
@@ -75,7 +82,7 @@ class Dataset:
     val: Split
     test: Split
     card: dict  # what a run states about its data: sources, hashes, rows, augmentation, split, trivial baseline
-    shape: dict  # what a model needs: seq_len, vocab_size, num_puzzles, box_rows, box_cols (0 for mazes)
+    shape: dict  # what a model needs to know: the fields of model.Shape
     variants: Split | None = None  # (N, 8, L): turned and mirrored training mazes, each solved again
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # fingerprints no fresh maze may have
     block: tuple = (None, None)  # the last block of fresh mazes, with its key: a cache, no state
@@ -154,8 +161,8 @@ REAL = {"maze": "maze_hard", "sudoku": "sudoku_extreme"}
 
 def _validate(cfg: DataConfig):
     """Impossible values, one sentence each."""
-    if cfg.task not in REAL:
-        raise UserError(f"data.task = {cfg.task!r}, expected 'maze' or 'sudoku'")
+    if cfg.task not in (*REAL, "features", "modular"):
+        raise UserError(f"data.task = {cfg.task!r}, expected 'maze', 'sudoku', 'features' or 'modular'")
     rules = [
         (getattr(cfg, name) < 0, f"data.{name} = {getattr(cfg, name)}, expected 0 or more")
         for name in ("min_distance", "givens_min", "givens_max", "train_rows", "val_rows", "test_rows", "test_size", "redraw", "seed")
@@ -176,6 +183,18 @@ def _validate(cfg: DataConfig):
             (cfg.fresh and cfg.train_path, "data.fresh = true and data.train_path exclude each other; drop one"),
             (cfg.fresh and not cfg.generate, "data.fresh = true draws new mazes, which data.generate = false forbids"),
         ]
+    elif cfg.task in ("features", "modular"):
+        rules += [
+            (min(cfg.features, cfg.classes) < 2, f"data.features = {cfg.features} and data.classes = {cfg.classes}, expected 2 or more"),
+            (cfg.feature_tokens < 1, f"data.feature_tokens = {cfg.feature_tokens}, expected 1 or more"),
+            (not cfg.noise > 0, f"data.noise = {cfg.noise}, expected more than 0"),
+            (cfg.modulus < 2, f"data.modulus = {cfg.modulus}, expected 2 or more"),
+            (not 0 < cfg.train_share < 1, f"data.train_share = {cfg.train_share}, expected a share between 0 and 1"),
+            (cfg.fresh, f"data.fresh = true is for mazes, not for data.task = {cfg.task!r}"),
+            (cfg.task == "modular" and (cfg.train_path or cfg.test_path), "data.task = 'modular' is always generated; drop the path"),
+            (cfg.test_path and not cfg.train_path, f"data.test_path = {cfg.test_path} needs a data.train_path with the same features"),
+            (not cfg.generate and not cfg.train_path, "data.generate = false, but data.train_path is empty"),
+        ]
     elif cfg.size not in BOX:
         rules += [(True, f"data.size = {cfg.size}, a Sudoku has 4, 6 or 9 cells per side")]
     else:
@@ -188,7 +207,7 @@ def _validate(cfg: DataConfig):
             (cfg.redraw, f"data.redraw = {cfg.redraw} is for mazes; for Sudoku expected 0"),
             (cfg.fresh, "data.fresh = true is for mazes; ask for more Sudokus with data.train_rows"),
         ]
-    no_file = cfg.train_rows == 0 and not cfg.train_path and not cfg.fresh
+    no_file = cfg.train_rows == 0 and not cfg.train_path and not cfg.fresh and cfg.task != "modular"
     for broken, sentence in rules + [(no_file, "data.train_rows = 0 means a whole file, but data.train_path is empty")]:
         if broken:
             raise UserError(sentence)
@@ -214,11 +233,15 @@ def _source(cfg: DataConfig, name: str, rows: int, side: int, avoid: np.ndarray 
     row = np.sort(rng(cfg.seed, stream).permutation(total)[: rows or total])
     inputs, labels = inputs[row], labels[row]
     _check_rows(cfg.task, inputs, labels, lambda at: f"{path}, row {row[at] + 1}:")
+    return inputs, labels, {"source": Path(path).name, "sha256": _digest(path), "rows_in_file": total}
+
+
+def _digest(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return inputs, labels, {"source": Path(path).name, "sha256": digest.hexdigest(), "rows_in_file": total}
+    return digest.hexdigest()
 
 
 def load(cfg: DataConfig) -> Dataset:
@@ -229,6 +252,8 @@ def load(cfg: DataConfig) -> Dataset:
     validation rows are cut from the training rows before augmentation. Raises UserError for bad files and impossible values.
     """
     _validate(cfg)
+    if cfg.task in ("features", "modular"):
+        return _load_classes(cfg)
     task, side, test_side = cfg.task, cfg.size, cfg.test_size or cfg.size
     inputs, labels, card_test = _source(cfg, "test", cfg.test_rows or (0 if cfg.test_path else 512), test_side)
     test, held_out = Split(inputs, labels, test_side), puzzle_keys(task, inputs, labels)
@@ -272,10 +297,61 @@ def load(cfg: DataConfig) -> Dataset:
             card["reveal"] = f"{cfg.reveal:.0%} of the training draws show a random part of their blanks"
     card |= {f"train_{k}": v for k, v in card_train.items()} | {f"test_{k}": v for k, v in card_test.items()}
     card["rows"] = {"train": "fresh" if train is None else len(train), "val": len(val), "test": len(test)}
-    card["copy_baseline"] = baseline(test, task)
+    card["baseline"], card["baseline_is"] = baseline(test, task), "copying the question"
     vocab, box = (6, (0, 0)) if task == "maze" else (side + 2, BOX[side])
     shape = {"seq_len": side * side, "vocab_size": vocab, "num_puzzles": 1, "box_rows": box[0], "box_cols": box[1]}
     return Dataset(train, val, test, card, shape, variants, np.unique(held_out))
+
+
+def _load_classes(cfg: DataConfig) -> Dataset:
+    """Features or modular addition, one class per row. A row that occurs in two splits stays in the later one only."""
+    card, g, ceiling = {"task": cfg.task, "augmentation": "none"}, rng(cfg.seed, CUT), None
+    if cfg.task == "modular":
+        inputs, labels = additions(cfg.modulus)
+        tested = (len(inputs) - round(cfg.train_share * len(inputs)) + 1) // 2
+        rows, held = len(inputs) - tested, len(inputs) - tested - round(cfg.train_share * len(inputs))
+        card["source"] = f"all {len(inputs)} sums modulo {cfg.modulus}"
+        shape = {"seq_len": 3, "vocab_size": cfg.modulus + 1, "classes": cfg.modulus}
+    else:
+        if cfg.train_path:
+            inputs, labels = read_features(cfg.train_path)
+            card |= {"source": Path(cfg.train_path).name, "sha256": _digest(cfg.train_path), "rows_in_file": len(inputs)}
+            tested = cfg.test_rows or len(inputs) // 5
+            rows = min(cfg.train_rows or len(inputs), len(inputs) - (0 if cfg.test_path else tested))
+        else:
+            tested, rows = cfg.test_rows or 1000, cfg.train_rows
+            leaves = centres(cfg.features, cfg.classes, rng(cfg.seed, POOL))
+            inputs, labels = generate_features(rows + tested, leaves, cfg.noise, rng(cfg.seed, TEST))
+            ceiling = bayes(inputs, leaves, cfg.noise) == labels
+            card |= {"source": f"{cfg.classes} trees of {leaves.shape[1]} centres, noise {cfg.noise}", "generator_seed": cfg.seed}
+        held = cfg.val_rows or rows // 10
+        shape = {"seq_len": cfg.feature_tokens, "features": inputs.shape[1], "classes": int(labels.max()) + 1}
+    order = g.permutation(len(inputs))
+    if cfg.test_path:
+        more, answers = read_features(cfg.test_path)
+        if more.shape[1] != inputs.shape[1] or answers.max() > labels.max():
+            raise UserError(f"{cfg.test_path}: has {more.shape[1]} features and labels up to {answers.max()}, expected the "
+                            f"{inputs.shape[1]} features and labels up to {labels.max()} of {cfg.train_path}")
+        tested = min(cfg.test_rows or len(more), len(more))
+        order = np.concatenate([order, len(inputs) + g.permutation(len(more))])
+        inputs, labels = np.concatenate([inputs, more]), np.concatenate([labels, answers])
+        card |= {"test_source": Path(cfg.test_path).name, "test_sha256": _digest(cfg.test_path)}
+    if min(tested, held, rows - held) < 1:
+        raise UserError(f"data: {len(inputs)} rows leave {rows - held} to train, {held} to validate, {tested} to test; expected 1 or more of each")
+    kind = np.unique(inputs, axis=0, return_inverse=True)[1].ravel()
+    test, val, train = order[len(order) - tested :], order[rows - held : rows], order[: rows - held]
+    val = val[~np.isin(kind[val], kind[test])]
+    train = train[~np.isin(kind[train], kind[np.concatenate([val, test])])]
+    if cfg.task == "features":
+        inputs = ((inputs - inputs[train].mean(0)) / (inputs[train].std(0) + 1e-6)).astype(np.float32)
+        card["scaling"] = "every feature to mean 0 and variance 1 of the training rows"
+    if ceiling is not None:
+        card["ceiling"] = float(ceiling[test].mean())
+    most = float((labels[test] == np.bincount(labels[train].ravel()).argmax()).mean())
+    card |= {"split": f"at random, seed {cfg.seed}", "rows": {"train": len(train), "val": len(val), "test": len(test)},
+             "baseline": {"exact": most, "cells": most}, "baseline_is": "always the most frequent class"}
+    train, val, test = (Split(inputs[rows], labels[rows]) for rows in (train, val, test))
+    return Dataset(train, val, test, card, {"vocab_size": 0, **shape})
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -317,7 +393,7 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
         if ds.variants is not None:
             pick = g.integers(ds.variants.inputs.shape[1], size=size)
             inputs, labels = ds.variants.inputs[row, pick], ds.variants.labels[row, pick]
-        elif cfg.augment:
+        elif cfg.augment and cfg.task == "sudoku":
             inputs, labels = shuffle_sudoku(inputs, labels, g)
         if cfg.reveal:
             shown = g.random(inputs.shape) < (g.random(size) * (g.random(size) < cfg.reveal))[:, None]
@@ -326,8 +402,15 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
     return {"inputs": inputs[mine], "labels": labels[mine], "puzzle": np.zeros(size // world, np.int64)}
 
 
+def tensor(values: np.ndarray):
+    """float32 as it is, everything else as int64."""
+    import torch
+
+    return torch.from_numpy(values if values.dtype == np.float32 else values.astype(np.int64))
+
+
 def batches(ds, cfg, size, seed, first_step, rank=0, world=1, device="cpu") -> Iterator[dict]:
-    """Endless draws of steps first_step, first_step + 1, ... as int64 tensors on `device`.
+    """Endless draws of steps first_step, first_step + 1, ... as tensors on `device`.
 
     One thread works one batch ahead; close() the iterator (or let it go) and the thread ends. An error of a draw is raised here.
     """
@@ -337,7 +420,7 @@ def batches(ds, cfg, size, seed, first_step, rank=0, world=1, device="cpu") -> I
 
     def make(step: int) -> dict:
         batch = draw(ds, cfg, size, seed, step, rank, world)
-        tensors = {name: torch.from_numpy(value.astype(np.int64)) for name, value in batch.items()}
+        tensors = {name: tensor(value) for name, value in batch.items()}
         return {name: t.pin_memory() for name, t in tensors.items()} if cuda else tensors
 
     thread = ThreadPoolExecutor(1, "draw")

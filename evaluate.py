@@ -13,7 +13,7 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
              progress: str = "") -> dict:
     """Solve the first `rows` (0: all) puzzles of a split with all supervision steps.
 
-    Returns {"exact", "cells", "valid", ..., "steps", "n", "curve": exact after each step, "halting": {the same figures when each
+    Returns {"exact", "cells", "valid" (puzzles) or "top3" (classes) ..., "steps", "n", "curve": exact after each step, "halting": {the same figures when each
     row's answer is read at its first q_halt > 0}, "verdict": {name: (n,) bool}}. With `adaptive` finished rows leave the batch,
     so only the "halting" figures are defined, and the top level repeats them. Rows are dealt out over the processes.
     """
@@ -22,16 +22,17 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
     chosen = np.arange(len(split) if not rows else min(rows, len(split)))
     mine = chosen[world.rank::world.size]
     size = max(1, min(cfg.train.batch_size // cfg.train.accumulate // world.size, -(-len(chosen) // world.size)))
-    L = split.inputs.shape[1]
+    L = net.shape.seq_len if net.shape.features else split.inputs.shape[1]
     labels = np.asarray(split.labels[mine], dtype=np.int64)
     curve = np.zeros((len(mine), n_sup), dtype=bool)
-    final, at_halt = np.zeros((len(mine), L), dtype=np.uint8), np.zeros((len(mine), L), dtype=np.uint8)
+    final, at_halt = np.zeros_like(labels), np.zeros_like(labels)
+    among = np.zeros((len(mine), n_sup), dtype=bool)  # classes: the label is among the three most probable
     used = np.full(len(mine), n_sup)
     bar = tqdm(total=len(mine), desc=progress, leave=False, disable=not progress or world.rank > 0, unit="puzzle")
     for first in range(0, len(mine), size):
         slots = np.arange(first, min(first + size, len(mine)))
         padded = np.concatenate([slots, np.full(size - len(slots), slots[-1])])  # one batch size: no recompilation
-        batch = {"inputs": torch.from_numpy(split.inputs[mine[padded]].astype(np.int64)).to(world.device),
+        batch = {"inputs": data.tensor(split.inputs[mine[padded]]).to(world.device),
                  "labels": torch.from_numpy(labels[padded]).to(world.device),
                  "puzzle": torch.zeros(size, dtype=torch.long, device=world.device)}
         g = torch.Generator(world.device).manual_seed(first)
@@ -40,7 +41,10 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
         open_ = np.ones(len(mine), dtype=bool)
         for step in range(n_sup):
             carry, out = net.step(carry)
-            answers, q = out.logits.argmax(-1).to("cpu", torch.uint8).numpy(), out.q_halt.cpu().numpy()
+            answers, q = out.logits.argmax(-1).cpu().numpy(), out.q_halt.cpu().numpy()
+            if net.shape.classes:
+                top = out.logits[:, 0].topk(min(3, net.shape.classes)).indices.cpu().numpy()
+                among[running, step] = (top == labels[running]).any(1)
             final[running] = answers
             curve[running, step] = (answers == labels[running]).all(-1)
             stop = open_[running] & ((q > 0) | (step == n_sup - 1))
@@ -67,7 +71,8 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
         return world.sum(torch.from_numpy(every)).numpy().astype(bool)
 
     def figures(answers: np.ndarray, steps: np.ndarray) -> tuple[dict, dict]:
-        verdict = {"exact": (answers == labels).all(-1)} | data.check(cfg.data.task, inputs, answers)
+        verdict = {"exact": (answers == labels).all(-1)} | (
+            {"top3": among[np.arange(len(mine)), steps - 1]} if net.shape.classes else data.check(cfg.data.task, inputs, answers))
         columns = np.stack([*verdict.values(), (answers == labels).mean(-1), steps], 1)
         total = world.sum(torch.from_numpy(np.concatenate([columns.sum(0), [len(mine)]])))
         mean = dict(zip([*verdict, "cells", "steps"], (total[:-1] / total[-1]).tolist()))

@@ -84,6 +84,8 @@ class Shape:
     num_puzzles: int = 1  # rows of the puzzle embedding
     box_rows: int = 0  # Sudoku's boxes; 0: none
     box_cols: int = 0
+    features: int = 0  # length F of the vector to be classified; 0: the question is tokens
+    classes: int = 0  # classes of the one answer per example; 0: an answer per cell
 
     @property
     def digits(self) -> int:
@@ -150,14 +152,17 @@ class TRM(nn.Module):
         super().__init__()
         self.cfg, self.shape, self.compute = cfg, shape, compute
         D = cfg.dim
-        self.tokens = nn.Parameter(trunc_normal(3 if cfg.per_digit else shape.vocab_size, D, std=D**-0.5))
+        if shape.features:
+            self.features = Linear(shape.features, shape.seq_len * D)
+        else:
+            self.tokens = nn.Parameter(trunc_normal(3 if cfg.per_digit else shape.vocab_size, D, std=D**-0.5))
         if cfg.prefix:
             self.puzzles = nn.Parameter(torch.zeros(shape.num_puzzles, D))
         if cfg.positions == "learned":
             self.places = nn.Parameter(trunc_normal(cfg.prefix + shape.seq_len, D, std=D**-0.5))
         self.net = Net(cfg, shape)
         self.net_y = Net(cfg, shape) if cfg.two_nets else None
-        self.head = Linear(D, 1 if cfg.per_digit else shape.vocab_size)
+        self.head = Linear(D, 1 if cfg.per_digit else shape.classes or shape.vocab_size)
         self.q_head = nn.Linear(D, 2)  # halt, continue
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5)
@@ -198,7 +203,10 @@ class TRM(nn.Module):
         if self.cfg.per_digit:  # blank, given as this digit, given as another one
             digit = torch.arange(2, self.shape.vocab_size, device=tokens.device)
             tokens = torch.where(tokens[..., None] == digit, 1, 2 * (tokens[..., None] > 1)).flatten(1)  # (B, L * digits)
-        x = F.embedding(tokens, self.tokens)  # (B, L, D)
+        if self.shape.features:  # (B, F) of variance 1 -> (B, L, D) of variance 1 after the scale below
+            x = (self.features(tokens) / math.sqrt(D)).unflatten(1, (-1, D))
+        else:
+            x = F.embedding(tokens, self.tokens)  # (B, L, D)
         if P:
             if context is None:
                 context = F.pad(F.embedding(batch["puzzle"], self.puzzles)[:, None], (0, 0, 0, P - 1))
@@ -220,7 +228,8 @@ class TRM(nn.Module):
     def read(self, y: Tensor) -> Output:
         """The answer's logits (B, L, V) and the q values, in fp32."""
         q = self.q_head((y[:, 0] if self.cfg.q_from == "first" else y.mean(1)).float())
-        logits = self.head(y[:, self.cfg.prefix:]).float()
+        cells = y[:, self.cfg.prefix:]
+        logits = self.head(cells.mean(1, keepdim=True) if self.shape.classes else cells).float()
         if self.cfg.per_digit:  # padding and blank are no answers
             logits = F.pad(logits.view(len(y), -1, self.shape.digits), (2, 0), value=-1e4)
         return Output(logits, q[:, 0], q[:, 1])
@@ -229,6 +238,8 @@ class TRM(nn.Module):
 
     def length(self, L: int) -> int:
         """Positions of the states for L cells."""
+        if self.shape.features:
+            return self.cfg.prefix + self.shape.seq_len
         return self.cfg.prefix + L * (self.shape.digits if self.cfg.per_digit else 1)
 
     def first_states(self, B: int, L: int, g: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -313,6 +313,8 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     cfg, net, state = load_run(args.run, device)
+    if cfg.data.task not in ("maze", "sudoku"):
+        raise UserError(f"{args.run}: a run of data.task = {cfg.data.task!r}, expected a puzzle to draw, 'maze' or 'sudoku'")
     folder = args.run if args.run.is_dir() else args.run.parent
     if args.puzzle is None:
         inputs, source = draw_puzzle(cfg, args.seed, args.size, count=64 if args.picture else 1)

@@ -115,6 +115,13 @@ class Config:
         for table in ("model", "data", "train"):
             problems = getattr(getattr(self, table), "problems", tuple)
             yield from ((table, key, expected) for key, expected in problems())
+        if self.data.task in ("features", "modular"):
+            if self.model.mixer not in ("attention", "mlp"):
+                yield "model", "mixer", f"'attention' or 'mlp': data.task = {self.data.task!r} has no grid"
+            if self.model.positions == "rope2d":
+                yield "model", "positions", f"'rope', 'learned' or 'none': data.task = {self.data.task!r} has no grid"
+        if self.model.per_digit and self.data.task != "sudoku":
+            yield "model", "per_digit", "false, or data.task = 'sudoku'"
         if self.model.mixer in ("mlp",) or self.model.positions == "learned":
             if self.data.test_size not in (0, self.data.size):
                 yield "data", "test_size", f"data.size: weights of mixer = {self.model.mixer!r}, positions = {self.model.positions!r} belong to one size"
@@ -572,7 +579,7 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     summary = {
         "entry": entry, "hypothesis": cfg.hypothesis, "seed": cfg.seed, "task": cfg.data.task, "test": test, "test_halting": halting,
         "chosen": "best by validation", "best_step": run.best["step"], "weights": "ema" if state["ema"] else "raw",
-        "val": {k: v for k, v in run.best.items() if k not in ("curve", "halting", "step")}, "baseline": dataset.card["copy_baseline"],
+        "val": {k: v for k, v in run.best.items() if k not in ("curve", "halting", "step")}, "baseline": dataset.card["baseline"],
         "parameters": sum(p.numel() for p in net.parameters()), "depth": m.T * (m.n + 1) * m.n_layers, "steps": run.step,
         "flop": run.step * step_calls(m) * net_flop(m, run.shape, cfg.train.batch_size), "test_puzzles": digest(dataset.test.inputs[:rows]),
         "seconds": run.seconds, "hardware": hardware(world), "commit": commit(), "data": dataset.card}
@@ -581,7 +588,8 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     if world.rank == 0:
         write_atomic(folder / "test.npz", lambda f: np.savez_compressed(f, **verdict))
         write_atomic(folder / "summary.json", lambda f: f.write((json.dumps(summary, indent=1, default=str) + "\n").encode()))
-        print(f"done   {one_line(summary)}\n       best checkpoint: {folder}/best.pt; next: python solve.py {folder}")
+        then = f"; next: python solve.py {folder}" if cfg.data.task in ("maze", "sudoku") else ""
+        print(f"done   {one_line(summary)}\n       best checkpoint: {folder}/best.pt{then}")
     return summary
 
 
@@ -592,10 +600,13 @@ def digest(rows: np.ndarray) -> str:
 
 def one_line(summary: dict) -> str:
     test, halting = summary["test"], summary["test_halting"]
-    rules = "".join(f", {100 * test[k]:.1f} % {k}" for k in ("valid", "optimal") if k in test)
-    return (f"test {100 * test['exact']:.1f} % exact{rules}, {100 * test['cells']:.1f} % of cells (n = {test['n']}, {summary['chosen']}: "
+    words = {"exact": "exact", "valid": "valid", "optimal": "optimal"} | (
+        {"top3": "among the first three"} if "top3" in test else {"cells": "of cells"})
+    figures = ", ".join(f"{100 * test[k]:.1f} % {word}" for k, word in words.items() if k in test)
+    ceiling = f"; best possible: {100 * summary['data']['ceiling']:.1f} %" if "ceiling" in summary["data"] else ""
+    return (f"test {figures} (n = {test['n']}, {summary['chosen']}: "
             f"step {summary['best_step']}, {summary['weights']}); halting: {100 * halting['exact']:.1f} % in {halting['steps']:.1f} steps; "
-            f"copying the question: {100 * summary['baseline']['exact']:.1f} %; trained {summary['seconds']['train'] / 60:.1f} min")
+            f"{summary['data']['baseline_is']}: {100 * summary['baseline']['exact']:.1f} %{ceiling}; trained {summary['seconds']['train'] / 60:.1f} min")
 
 
 def banner(run: Run, dataset: data.Dataset) -> None:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real puzzle files in {SHARED} (set SHARED_DATA)")
 TINY = DataConfig(size=6, train_rows=90, val_rows=20, test_rows=30)
+VECTORS, SUMS = DataConfig(task="features", features=8, classes=4), DataConfig(task="modular", modulus=5)
 SUDOKU = DataConfig(task="sudoku", size=4, train_rows=90, val_rows=20, test_rows=30)
 
 
@@ -421,7 +422,7 @@ def test_sudoku_keys_tell_different_puzzles_apart():
 def test_real_maze_and_sudoku_sets_load_with_a_full_card():
     ds = load(DataConfig(train_path=str(SHARED / "maze_hard_train.csv.gz"), test_path=str(SHARED / "maze_hard_test.csv.gz"), generate=False))
     assert ds.card["rows"] == {"train": 900, "val": 100, "test": 1000} and ds.card["dropped_in_test"] == 0
-    assert ds.card["labels_by_rule"] == "900 of 900" and 0.87 < ds.card["copy_baseline"]["cells"] < 0.88 and ds.card["copy_baseline"]["exact"] == 0
+    assert ds.card["labels_by_rule"] == "900 of 900" and 0.87 < ds.card["baseline"]["cells"] < 0.88 and ds.card["baseline"]["exact"] == 0
     assert ds.shape == {"seq_len": 900, "vocab_size": 6, "num_puzzles": 1, "box_rows": 0, "box_cols": 0}
     assert all(v.all() for v in check("maze", *list(draw(ds, DataConfig(), 16, 0, 0).values())[:2]).values())
     cfg = DataConfig(task="sudoku", size=9, train_path=str(SHARED / "sudoku_extreme_train_1000.csv.gz"), test_path=str(SHARED / "sudoku_proxy_test_5000.csv.gz"))
@@ -471,6 +472,8 @@ SWITCHES = [
     ("train_rows", 80, TINY), ("val_rows", 19, TINY), ("test_rows", 29, TINY), ("test_size", 8, TINY), ("augment", False, TINY),
     ("augment", False, SUDOKU), ("seed", 1, TINY), ("seed", 1, SUDOKU), ("train_path", "train.csv", TINY), ("test_path", "test.csv", TINY),
     ("generate", False, TINY), ("reveal", 1.0, SUDOKU), ("redraw", 2, TINY), ("flip", 0.1, replace(TINY, redraw=2)),
+    ("features", 9, VECTORS), ("classes", 3, VECTORS), ("noise", 0.2, VECTORS), ("feature_tokens", 2, VECTORS), ("seed", 1, VECTORS),
+    ("modulus", 7, SUMS), ("train_share", 0.3, SUMS), ("seed", 1, SUMS),
 ]  # fmt: skip
 
 
@@ -479,7 +482,7 @@ def picture(cfg: DataConfig):
         ds = load(cfg)
     except UserError:
         return "refused"
-    return [split.inputs.tobytes() for split in (ds.val, ds.test)] + [draw(ds, cfg, 16, 0, 0)["inputs"].tobytes()]
+    return [ds.shape] + [split.inputs.tobytes() for split in (ds.val, ds.test)] + [draw(ds, cfg, 16, 0, 0)["inputs"].tobytes()]
 
 
 @pytest.mark.parametrize("name, value, base", SWITCHES)
@@ -604,7 +607,7 @@ def test_bad_files_end_in_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"task": "chess"}, "data.task = 'chess', expected 'maze' or 'sudoku'"),
+    ({"task": "chess"}, "data.task = 'chess', expected 'maze', 'sudoku', 'features' or 'modular'"),
     ({"walls": "hedge"}, "data.walls = 'hedge'"),
     ({"size": 1}, "data.size = 1, a maze has 2 to 60"),
     ({"test_size": 61}, "data.test_size = 61, a maze has 2 to 60"),
@@ -751,7 +754,7 @@ def test_the_command_line_answers_help_and_fails_with_code_2(tmp_path):
 
 @pytest.mark.parametrize("names, code, expected", [
     (["puzzles.py"], "import puzzles; print(puzzles.solve_maze('S  ##G   ').count('o'))", "2\n"),
-    (["puzzles.py", "data.py"], "import data; print(len(data.load(data.DataConfig(size=5)).test))", "512\n"),
+    (["puzzles.py", "features.py", "data.py"], "import data; print(len(data.load(data.DataConfig(size=5)).test))", "512\n"),
 ])  # fmt: skip
 def test_the_files_can_be_copied_without_the_rest_and_import_without_torch(tmp_path, names, code, expected):
     for name in names:
