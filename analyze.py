@@ -23,7 +23,7 @@ import numpy as np
 import plots
 from config import read_toml
 from data import UserError
-from stats import excludes_zero, last_third, paired, spikes, wilson
+from stats import excludes_zero, interval, last_third, paired, spikes, wilson
 
 SHARED = {"seed", "hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within an entry
 FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
@@ -71,8 +71,10 @@ class Group:
     """The finished seeds of one configuration."""
     name: str
     runs: list[Run]
-    base: "Group | None" = None  # the baseline it is compared with; its own for a baseline
+    base: "Group | None" = None  # the baseline it is compared with; a baseline is its own
     alone: str = ""  # why it is not compared, though there is a baseline
+    accuracy: tuple = (math.nan,) * 3  # where compared: exact test accuracy, with its 95 % interval for other seeds and puzzles
+    difference: tuple = (math.nan,) * 3  # the same minus the baseline's, paired
 
     @property
     def first(self) -> dict:
@@ -88,6 +90,10 @@ class Group:
         if len(values) > 1 or name in ("cells", "halting_steps"):  # cells of one puzzle are not independent: no interval
             return float(np.mean(values)), min(values), max(values)
         return values[0], *wilson(values[0], self.runs[0].summary["test"]["n"])
+
+    @property
+    def verdict(self) -> str:
+        return "reference" if self.base is self else verdict(len(shared(self.base, self)), *self.difference)
 
     def per_puzzle(self, seeds: list[int]) -> np.ndarray:
         """(seeds, puzzles) solved exactly; (seeds, 1) shares if a run has no test.npz."""
@@ -187,7 +193,10 @@ def load_runs(roots: list[Path]) -> list[Run]:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder, expected one with run folders of train.py below")
-        found |= {Path(at) for at, _, files in os.walk(root) if {"summary.json", "config.toml", "failed.txt", "job.json"} & set(files)}
+        for at, folders, files in os.walk(root):
+            folders[:] = [name for name in folders if not name.startswith(".")]  # the launcher's copies of the code
+            if {"summary.json", "config.toml", "failed.txt", "job.json"} & set(files):
+                found.add(Path(at))
     if not found:
         raise UserError(f"no run folder below {', '.join(map(str, roots))}; make one: python train.py sweeps/laptop/maze_perfect.toml")
     return [load_run(folder) for folder in sorted(found)]
@@ -229,7 +238,7 @@ def group(runs: list[Run]) -> list[Group]:
 
 
 def compare(groups: list[Group], baseline: str) -> None:
-    """Gives every group the baseline of its folder, or the reason why it has none."""
+    """Gives every group the baseline of its folder and what differs from it, or the reason why it has none."""
     for g in groups:
         sweep = g.runs[0].entry.parent
         found = [b for b in groups if b.runs[0].entry == sweep / baseline]
@@ -241,6 +250,8 @@ def compare(groups: list[Group], baseline: str) -> None:
             g.alone = f"not compared: no seed in common with {found[0].name}"
         elif found:
             g.base = found[0]
+            g.accuracy = interval(g.per_puzzle([r.seed for r in g.runs]))
+            g.difference = difference(g.base, g)
 
 
 def missing(runs: list[Run], groups: list[Group]) -> list[tuple[str, str]]:
@@ -270,10 +281,9 @@ def difference(a: Group, b: Group) -> tuple[float, float, float]:
     return paired(one, two)
 
 
-def verdict(a: Group, b: Group) -> str:
-    """What b does against a: "helps" or "hurts" only where the interval excludes zero; one seed shows nothing about others."""
-    mean, low, high = difference(a, b)
-    return ("helps" if mean > 0 else "hurts") if len(shared(a, b)) > 1 and excludes_zero(low, high) else "not shown"
+def verdict(seeds: int, mean: float, low: float, high: float) -> str:
+    """What a difference says: "helps" or "hurts" only where the interval excludes zero; one seed shows nothing about others."""
+    return ("helps" if mean > 0 else "hurts") if seeds > 1 and excludes_zero(low, high) else "not shown"
 
 
 def switch(g: Group) -> dict:
@@ -324,9 +334,9 @@ def row(g: Group) -> dict:
         names = ("difference", "difference_low", "difference_high", "time_ratio", "time_ratio_low", "time_ratio_high")
         own = g.base is g
         flat |= {"baseline": g.base.name, "switch": ", ".join(f"{k} = {json.dumps(v)}" for k, v in switch(g).items()),
-                 **dict.fromkeys(names), **({} if own else dict(zip(names, map(clean, (*difference(g.base, g), *time_ratio(g)))))),
+                 **dict.fromkeys(names), **({} if own else dict(zip(names, map(clean, (*g.difference, *time_ratio(g)))))),
                  "paired_seeds": len(shared(g.base, g)), "paired_by": "puzzle" if all(r.solved is not None for r in g.runs + g.base.runs) else "seed",
-                 "verdict": "reference" if own else verdict(g.base, g), "expected_points": g.runs[0].config.get("expected") or None}
+                 "verdict": g.verdict, "expected_points": g.runs[0].config.get("expected") or None}
     notes = [g.alone] * bool(g.alone) + sorted({note for r in g.runs for note in r.notes})
     return flat | {
         "copy_exact": g.first["baseline"]["exact"], "copy_cells": g.first["baseline"]["cells"],
@@ -434,7 +444,7 @@ def answers(groups: list[Group]) -> list[tuple[str, str]]:
     """The four questions of an ablation, each with a sentence or two that the figures support: (question, answer) pairs."""
     result = []
     for base in (g for g in groups if g.base is g):
-        others = sorted((g for g in groups if g.base is base and g is not base), key=lambda g: difference(base, g)[0])
+        others = sorted((g for g in groups if g.base is base and g is not base), key=lambda g: g.difference[0])
         where = f" ({base.name})" if sum(g.base is g for g in groups) > 1 else ""
         if others:
             result += [(f"Which change hurts most{where}?", hurts_most(base, others)), (f"How steady is training{where}?", steadiness(base, others)),
@@ -442,24 +452,25 @@ def answers(groups: list[Group]) -> list[tuple[str, str]]:
     return result
 
 
-def measured(base: Group, g: Group) -> str:
+def measured(g: Group) -> str:
     expected = g.runs[0].config.get("expected")
-    return points(*map(clean, difference(base, g))) + (f", expected {expected:+.1f}" if expected else "")
+    return points(*map(clean, g.difference)) + (f", expected {expected:+.1f}" if expected else "")
 
 
 def hurts_most(base: Group, others: list[Group]) -> str:
-    kinds = {kind: [g for g in others if verdict(base, g) == kind] for kind in ("hurts", "helps", "not shown")}
+    kinds = {kind: [g for g in others if g.verdict == kind] for kind in ("hurts", "helps", "not shown")}
     hurt = kinds["hurts"]
     if hurt:
-        text = f"{hurt[0].name}: {measured(base, hurt[0])} points against {100 * base.mean('exact')[0]:.1f} % (95 % interval in brackets)."
+        text = f"{hurt[0].name}: {measured(hurt[0])} points against {100 * base.mean('exact')[0]:.1f} % (95 % interval in brackets)."
         if len(hurt) > 1:
-            text += f" Also shown to hurt: {listed(hurt[1:], lambda g: measured(base, g))}."
-            if shared(hurt[1], hurt[0]) and verdict(hurt[1], hurt[0]) == "not shown":
-                text += f" That {hurt[0].name} hurts more than {hurt[1].name} is not shown ({points(*map(clean, difference(hurt[1], hurt[0])))})."
+            text += f" Also shown to hurt: {listed(hurt[1:], measured)}."
+            seeds = len(shared(hurt[1], hurt[0]))
+            if seeds and verdict(seeds, *(gap := difference(hurt[1], hurt[0]))) == "not shown":
+                text += f" That {hurt[0].name} hurts more than {hurt[1].name} is not shown ({points(*map(clean, gap))})."
     else:
-        text = f"None is shown to hurt; the largest measured drop is {others[0].name} with {measured(base, others[0])} points."
-    text += f" Shown to help: {listed(kinds['helps'][::-1], lambda g: measured(base, g))}." if kinds["helps"] else ""
-    text += f" Not shown either way: {listed(kinds['not shown'], lambda g: measured(base, g))}." if hurt and kinds["not shown"] else ""
+        text = f"None is shown to hurt; the largest measured drop is {others[0].name} with {measured(others[0])} points."
+    text += f" Shown to help: {listed(kinds['helps'][::-1], measured)}." if kinds["helps"] else ""
+    text += f" Not shown either way: {listed(kinds['not shown'], measured)}." if hurt and kinds["not shown"] else ""
     return text + f" Seeds per comparison: {seeds_of(base, others)}; puzzles: {unique_number(base)}."
 
 
@@ -501,7 +512,7 @@ def capacity(base: Group, others: list[Group]) -> str:
         return g.runs[0].config["model.T"] * (g.runs[0].config["model.n"] + 1), g.runs[0].config["model.n_layers"]
 
     def say(g: Group) -> str:
-        return f"{verdict(base, g)}: {measured(base, g)} points at depth {g.first['depth']}, {g.first['parameters']:,} parameters"
+        return f"{g.verdict}: {measured(g)} points at depth {g.first['depth']}, {g.first['parameters']:,} parameters"
 
     recursion, layers = shape(base)
     traded = [g for g in others if shape(g)[1] > layers and shape(g)[0] < recursion]
@@ -510,9 +521,9 @@ def capacity(base: Group, others: list[Group]) -> str:
     text += f" More layers and less recursion: {listed(traded, say)}." if traded else " No entry trades recursion for layers."
     text += f" Less recursion with the same layers: {listed(less, say)}." if less else " No entry only recurses less."
     depth = base.first["depth"]
-    if traded and all(verdict(base, g) == "hurts" and g.first["depth"] >= depth for g in traded):
+    if traded and all(g.verdict == "hurts" and g.first["depth"] >= depth for g in traded):
         return text + " So recursion is worth more than layers: as deep, yet worse."
-    if traded and all(verdict(base, g) == "helps" and g.first["depth"] <= depth for g in traded):
+    if traded and all(g.verdict == "helps" and g.first["depth"] <= depth for g in traded):
         return text + " So layers are worth more than recursion: no deeper, yet better."
     return text + (" Which of the two is worth more is not shown." if traded else "")
 

@@ -10,7 +10,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stats import interval, paired, wilson
+from stats import wilson
 
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9".split()  # Okabe-Ito
 MARKERS, DASHES = "osD^vP", ["-", "--", ":"]
@@ -132,17 +132,14 @@ def plot_accuracy(groups: list) -> Figure:
     """Test accuracy by entry, and its difference to the baseline, both with 95 % intervals."""
     fig, (left, right) = rows(groups, 2, 4.0)
     for k, g in enumerate(groups):
-        mean, low, high = interval(g.per_puzzle([r.seed for r in g.runs]))
+        mean, low, high = g.accuracy
         dots(left, k, g, 100 * np.array(g.each("exact")), 100 * max(0, low), 100 * min(1, high))
         if g.base is g:
             left.axvline(100 * mean, color=GREY, ls="--", lw=1.2, zorder=1)
             continue
-        seeds = sorted({r.seed for r in g.runs} & {r.seed for r in g.base.runs})
-        a, b = g.base.per_puzzle(seeds), g.per_puzzle(seeds)
-        if a.shape != b.shape:
-            a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)
-        mean, low, high = paired(a, b)
-        dots(right, k, g, 100 * (b - a).mean(1), 100 * low, 100 * high)
+        base = {r.seed: r.figure("exact") for r in g.base.runs}
+        seeds = [100 * (r.figure("exact") - base[r.seed]) for r in g.runs if r.seed in base]
+        dots(right, k, g, seeds, 100 * g.difference[1], 100 * g.difference[2])
         if expected := g.runs[0].config.get("expected"):
             right.plot(expected, k, marker="d", ms=8, mfc="none", mec="black", ls="")
     right.axvline(0, color=GREY, ls="--", lw=1.2, zorder=1)
@@ -163,7 +160,7 @@ def plot_cost(groups: list) -> Figure:
         return values[k] + min(0.015, 0.06 / len(same)) * (np.nanmax(values) - np.nanmin(values)) * (np.searchsorted(same, k) - (len(same) - 1) / 2)
 
     for k, g in enumerate(groups):
-        mean, low, high = (100 * v for v in interval(g.per_puzzle([r.seed for r in g.runs])))
+        mean, low, high = (100 * v for v in g.accuracy)
         bars = np.abs([[max(0, low) - mean], [min(100, high) - mean]]) if np.isfinite(low) else None
         for ax, x in ((left, beside(depths, k)), (right, np.exp(beside(flop, k)))):
             if np.isfinite(x):

@@ -17,7 +17,7 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
-def interval(values: np.ndarray, resamples: int = 4000) -> tuple[float, float, float]:
+def interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
     """Mean of (seeds, puzzles) values with its 95 % interval for other seeds and other puzzles: a bootstrap over both.
 
     A resample draws seeds and puzzles with replacement; the seeds of a puzzle stay together, for a hard puzzle is hard for all. Few seeds
