@@ -157,14 +157,15 @@ def plot_cost(groups: list) -> Figure:
 
     def beside(values, k: int) -> float:  # equal ones side by side
         same = np.flatnonzero(np.isclose(values, values[k]))
-        return values[k] + min(0.015, 0.06 / len(same)) * (np.nanmax(values) - np.nanmin(values)) * (np.searchsorted(same, k) - (len(same) - 1) / 2)
+        width = min(0.015, 0.06 / len(same)) * ((np.nanmax(values) - np.nanmin(values)) or 1)
+        return values[k] + width * (np.searchsorted(same, k) - (len(same) - 1) / 2)
 
     for k, g in enumerate(groups):
         mean, low, high = (100 * v for v in g.accuracy)
         bars = np.abs([[max(0, low) - mean], [min(100, high) - mean]]) if np.isfinite(low) else None
-        for ax, x in ((left, beside(depths, k)), (right, np.exp(beside(flop, k)))):
-            if np.isfinite(x):
-                ax.errorbar(x, mean, bars, ms=8, lw=0, elinewidth=1.2, capsize=3, label=g.name, **look(k))
+        for ax, values, back in ((left, depths, float), (right, flop, np.exp)):
+            if np.isfinite(values[k]):
+                ax.errorbar(back(beside(values, k)), mean, bars, ms=8, lw=0, elinewidth=1.2, capsize=3, label=g.name, **look(k))
     left.set(xlabel="effective depth: T x (n + 1) x layers", ylabel=f"exact on test (%), {seeds_and_puzzles(groups)}")
     right.set(xlabel="FLOP of training" if np.isfinite(flop).any() else "FLOP of training: not in these runs")
     if np.isfinite(flop).any():

@@ -1,38 +1,53 @@
 """Run folders to tables and plots: what is averaged, what is listed by name, what one seed's interval is."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny
 
 import analyze
+import bench
 import train
 from config import to_toml
 
 
-def fake(folder, exact=0.9, n=512, task="maze", steps=100, sha="", summary=True, seed=0):
-    """A run folder as train.py leaves it."""
+def fake(folder, exact=0.9, n=512, task="maze", steps=100, sha="", summary=True, seed=0, expected=0.0, solved=None, puzzles="p", cpu=110.0, val=None,
+         model=None, train=None, flop=None):
+    """A run folder as train.py leaves it. solved: the verdict on each test puzzle, for test.npz; val: the validations, all in the last third."""
     folder.mkdir(parents=True)
-    cfg = tiny.config(seed, data={"task": task}, train={"steps": steps})
-    (folder / "config.toml").write_text(to_toml(cfg, "sweeps/x.toml"))
-    lines = [{"step": s, "split": split, "exact": exact * s / steps, "n": n, "seconds": s / 10} for s in (steps // 2, steps) for split in ("train", "val")]
+    cfg = tiny.config(seed, data={"task": task}, model=model or {}, train={"steps": steps, **(train or {})})
+    (folder / "config.toml").write_text(to_toml(dataclasses.replace(cfg, expected=expected), "sweeps/x.toml"))
+    if solved is not None:
+        n, exact = len(solved), float(np.mean(solved))
+        np.savez_compressed(folder / "test.npz", exact=np.asarray(solved, dtype=bool))
+    lines = [{"step": s, "split": split, "exact": exact * s / steps, "loss": 0.5, "n": n, "halting_steps": 2.0, "seconds": s / 10}
+             for s in (steps // 2, steps) for split in ("train", "val")]
+    if val:
+        lines = [{"step": steps - len(val) + k + 1, "split": "val", "exact": v, "n": n, "seconds": k} for k, v in enumerate(val)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (lines if summary else lines[:2])))
     rules = {"valid": exact} | ({"optimal": exact} if task == "maze" else {})
     figures = {"exact": exact, **rules, "cells": 0.99, "steps": 3.0, "n": n}
     if summary:
         (folder / "summary.json").write_text(json.dumps({
             "entry": "sweeps/x.toml", "seed": seed, "task": task, "test": figures | {"curve": [exact / 2, exact]}, "test_halting": figures | {"steps": 1.7},
-            "baseline": {"exact": 0.0, "cells": 0.8}, "parameters": 35842, "depth": 20, "steps": steps, "commit": "abc1234", "hardware": "1 x CPU",
-            "seconds": {"train": 120.0, "train_cpu": 110.0, "validation": 9.0, "test": 4.0}, "weights": "ema", "chosen": "best by validation",
+            "baseline": {"exact": 0.0, "cells": 0.8}, "parameters": 35842, "depth": cfg.model.T * (cfg.model.n + 1) * cfg.model.n_layers,
+            "steps": steps, "flop": flop, "test_puzzles": puzzles, "commit": "abc1234", "hardware": "1 x CPU, 1 thread(s)",
+            "seconds": {"train": 120.0, "train_cpu": cpu, "validation": 9.0, "test": 4.0}, "weights": "ema", "chosen": "best by validation",
             "data": {"train_source": "generated", "test_source": "generated", "rows": {"train": 9, "val": 5, "test": n}} | ({"test_sha256": sha} if sha else {})}))
     return folder
 
 
-def run(tmp_path, *words):
-    assert analyze.main([str(tmp_path / "runs"), "--out", str(tmp_path / "results"), *words]) == 0
+def run(tmp_path, *words, draw=False):
+    """analyze.py on tmp_path/runs, by default without plots: the contents of table.json and table.md."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not draw:
+            patch.setattr(analyze.plots, "write", lambda out, groups: [])
+        assert analyze.main([str(tmp_path / "runs"), "--out", str(tmp_path / "results"), *words]) == 0
     return json.loads((tmp_path / "results/table.json").read_text()), (tmp_path / "results/table.md").read_text()
 
 
@@ -51,11 +66,6 @@ def test_one_seed_gets_a_binomial_interval(tmp_path):
     table, text = run(tmp_path)
     assert table["entries"][0]["exact_low"] == pytest.approx(0.99255, abs=1e-4) and table["entries"][0]["exact_high"] == 1.0
     assert "| maze | 100.0 (99.3-100.0) |" in text
-
-
-@pytest.mark.parametrize("share, n, low, high", [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (0.98, 512, 0.9639, 0.9890)])
-def test_wilson_interval_agrees_with_published_values(share, n, low, high):
-    assert analyze.wilson(share, n) == pytest.approx((low, high), abs=2e-4)
 
 
 def test_another_configuration_or_data_file_is_never_averaged_in(tmp_path):
@@ -95,19 +105,22 @@ def test_plots_are_written_and_the_same_runs_give_the_same_bytes(tmp_path):
         fake(tmp_path / f"runs/maze{k}/seed0", 0.1 * k)
     fake(tmp_path / "runs/sudoku/seed0", task="sudoku")
     fake(tmp_path / "runs/sudoku/seed1", task="sudoku", seed=1)
-    table, text = run(tmp_path)
+    table, text = run(tmp_path, draw=True)
     assert [row["entry"] for row in table["entries"]] == [f"maze{k}" for k in range(6, -1, -1)] + ["sudoku"]  # best first within a task
     assert table["entries"][-1]["optimal"] is None and "| sudoku | 90.0 | 90.0 | - |" in text
     first = {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()}
     assert sorted(first) == ["learning.png", "learning.svg", "steps.png", "steps.svg", "table.csv", "table.json", "table.md"]
-    run(tmp_path)
+    run(tmp_path, draw=True)
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()}
 
 
 def test_a_real_run_can_be_analysed(tmp_path):
-    tiny.run(tmp_path / "runs/tiny/seed0")
-    table, _ = run(tmp_path)
-    row, = table["entries"]
+    tiny.run(tmp_path / "runs/baseline/seed0")
+    tiny.run(tmp_path / "runs/faster/seed0", train={"lr": 0.02})
+    table, text = run(tmp_path, draw=True)
+    row, other = sorted(table["entries"], key=lambda r: r["entry"])
+    assert (other["switch"], other["paired_by"], other["verdict"]) == ("train.lr = 0.02", "puzzle", "not shown") and "One seed" in text
+    assert other["difference"] == pytest.approx(other["exact"] - row["exact"], abs=1e-6) and row["flop"] > 0
     assert row["parameters"] == 3298 and row["test_puzzles"] == "10" and row["train_seconds"] > 0 and row["note"] == ""
 
 
@@ -127,3 +140,205 @@ def test_keys_that_may_differ_between_seeds_are_those_that_may_differ_on_resume(
 
 def test_analyze_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", "import sys, analyze; sys.exit('torch' in sys.modules)"], cwd=tiny.ROOT).returncode == 0
+
+
+# ---------------------------------------------------------------- entries against their baseline
+
+def sweep(tmp_path, *entries, seeds=3, n=400, **common):
+    """runs/sweep/<name>/seed<k>: in every seed the first `share` of the puzzles is solved, one more or less by seed."""
+    for name, share, keys in entries:
+        for seed in range(seeds):
+            fake(tmp_path / f"runs/sweep/{name}/seed{seed}", seed=seed, solved=np.arange(n) < share * n + seed - 1, **common | keys)
+
+
+def rows(table) -> dict:
+    return {row["entry"]: row for row in table["entries"]}
+
+
+def test_an_entry_helps_or_hurts_only_where_the_interval_excludes_zero(tmp_path):
+    sweep(tmp_path, ("baseline", 0.6, {}), ("up", 0.7, {"expected": 12.5}), ("down", 0.45, {}), ("same", 0.6, {}))
+    for seed, share in enumerate((0.45, 0.6, 0.9)):  # five points better in the mean, but by chance
+        fake(tmp_path / f"runs/sweep/luck/seed{seed}", seed=seed, solved=np.arange(400) < share * 400)
+    table, text = run(tmp_path)
+    found = rows(table)
+    assert {name: row["verdict"] for name, row in found.items()} == {
+        "baseline": "reference", "up": "helps", "down": "hurts", "same": "not shown", "luck": "not shown"}
+    assert [found[name]["difference"] for name in ("up", "down", "same", "luck")] == pytest.approx([0.1, -0.15, 0, 0.05], abs=1e-6)
+    assert 0 < found["up"]["difference_low"] < 0.1 < found["up"]["difference_high"] < 0.15
+    assert found["luck"]["difference_low"] < 0 < found["luck"]["difference_high"]
+    assert found["up"]["expected_points"] == 12.5 and found["baseline"]["difference"] is None
+    line = next(line for line in text.splitlines() if line.startswith("| up "))
+    assert " +10.0 (" in line and "| +12.5 | helps |" in line and line.endswith("| 3 x 400 |")
+
+
+def test_one_seed_shows_nothing(tmp_path):
+    sweep(tmp_path, ("baseline", 0.3, {}), ("up", 0.9, {}), seeds=1)
+    table, text = run(tmp_path)
+    row = rows(table)["up"]
+    assert row["difference_low"] > 0.5 and row["verdict"] == "not shown" and "One seed: the interval says nothing about other seeds." in text
+
+
+def test_seeds_without_partner_are_left_out_of_the_difference_and_named(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {}), ("two", 0.6, {}), seeds=2)
+    fake(tmp_path / "runs/sweep/two/seed7", seed=7, solved=np.ones(400))
+    table, text = run(tmp_path)
+    assert rows(table)["two"]["paired_seeds"] == 2 and rows(table)["two"]["difference"] == pytest.approx(0.1)
+    assert table["unfinished"] == [{"entry": "baseline/seed7", "status": "missing: other entries have this seed"}]
+    assert "- baseline/seed7: missing: other entries have this seed" in text
+
+
+def test_what_differs_from_the_baseline_is_named_the_budget_too(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {}), ("longer", 0.5, {"steps": 200, "train": {"ema": 0.0}}))
+    assert rows(run(tmp_path)[0])["longer"]["switch"] == "train.steps = 200, train.ema = 0.0"
+
+
+def test_other_test_puzzles_another_baseline_or_no_common_seed_are_not_compared(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {}), ("other", 0.9, {"puzzles": "q"}))
+    fake(tmp_path / "runs/sweep/stranger/seed9", seed=9, solved=np.ones(400))
+    table, text = run(tmp_path)
+    assert "verdict" not in rows(table)["other"] and "- other: not compared: its data are not those of baseline" in text
+    assert "- stranger: not compared: no seed in common with baseline" in text
+    fake(tmp_path / "runs/sweep/baseline/seed3", seed=3, steps=50)
+    table, text = run(tmp_path)
+    assert all("verdict" not in row for row in table["entries"]) and "- other: not compared: baseline has runs of 2 configurations" in text
+    assert table["answers"] == {}
+
+
+def test_a_baseline_can_be_named_and_must_exist(tmp_path, capsys):
+    sweep(tmp_path, ("small", 0.5, {}), ("large", 0.7, {}))
+    assert "verdict" not in rows(run(tmp_path)[0])["large"]
+    assert rows(run(tmp_path, "--baseline=small")[0])["large"]["verdict"] == "helps"
+    capsys.readouterr()
+    assert analyze.main([str(tmp_path / "runs"), "--out", str(tmp_path / "r"), "--baseline=smal"]) == 2
+    assert capsys.readouterr().err == ("error: command line: --baseline = 'smal', expected an entry with a finished run; there are large, small\n")
+
+
+def test_sweeps_are_compared_within_their_folder(tmp_path):
+    for name, share in (("a", 0.2), ("b", 0.8)):
+        for seed in (0, 1):
+            fake(tmp_path / f"runs/{name}/baseline/seed{seed}", seed=seed, solved=np.arange(400) < share * 400 + seed)
+            fake(tmp_path / f"runs/{name}/x/seed{seed}", seed=seed, solved=np.arange(400) < 200 + seed)
+    table, text = run(tmp_path)
+    assert rows(table)["a/x"]["difference"] == pytest.approx(0.3) and rows(table)["b/x"]["difference"] == pytest.approx(-0.3)
+    assert "**Which change hurts most (b/baseline)?** b/x: -30.0" in text
+
+
+def test_without_verdicts_on_puzzles_the_interval_is_over_seeds(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {}), ("up", 0.6, {}))
+    (tmp_path / "runs/sweep/up/seed1/test.npz").unlink()
+    table, text = run(tmp_path)
+    row = rows(table)["up"]
+    assert row["paired_by"] == "seed" and row["difference"] == pytest.approx(0.1) and "Without test.npz: up; intervals over seeds only." in text
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((0.1, 0.1), abs=1e-6)  # all seeds differ alike
+
+
+@pytest.mark.parametrize("content", ["few", "other", "rubbish"])
+def test_verdicts_that_contradict_the_summary_are_not_used(content, tmp_path):
+    folder = fake(tmp_path / "runs/x/seed0", solved=np.arange(100) < 50)
+    if content == "rubbish":
+        (folder / "test.npz").write_bytes(b"PK" + bytes(100))
+    else:
+        np.savez(folder / "test.npz", exact=np.arange(50 if content == "few" else 100) < 25)
+    assert analyze.load_run(folder).solved is None
+
+
+def test_runs_that_failed_or_never_started_or_appear_twice_are_named(tmp_path):
+    fake(tmp_path / "runs/x/seed0", seed=0)
+    fake(tmp_path / "runs/x/seed0_again", 0.1, seed=0)
+    (fake(tmp_path / "runs/x/seed1", seed=1, summary=False) / "failed.txt").write_text("loss or gradient is not finite\nfrom step 7 on\n")
+    (tmp_path / "runs/x/seed2").mkdir()
+    (tmp_path / "runs/x/seed2/job.json").write_text("{}")
+    (tmp_path / "runs/.launch/now").mkdir(parents=True)
+    (tmp_path / "runs/.launch/now/config.toml").write_text("")
+    table, text = run(tmp_path)
+    assert [(r["entry"], r["status"]) for r in table["unfinished"]] == [
+        ("x/seed0_again", "the same entry and seed as seed0, which is in the tables"),
+        ("x/seed1", "failed at step 50 of 100: loss or gradient is not finite from step 7 on"), ("x/seed2", "not started")]
+    assert rows(table)["x"]["exact"] == 0.9
+
+
+@pytest.mark.parametrize("tail, note", [
+    ('{"step": 101, "split": "train", "loss": NaN}\n', "metrics.jsonl has 1 train line(s) whose loss is not finite, the first at step 101, left out"),
+    ('{"step": 101, "split": "val", "exact": NaN}\n', "metrics.jsonl has 1 val line(s) whose exact is not finite, the first at step 101, left out"),
+    ('{"step": 101, "split": "val", "exact": "high"}\n', "metrics.jsonl has 1 val line(s) whose exact is not finite, the first at step 101, left out"),
+    ('{"step": 101, "spl', "metrics.jsonl has 1 damaged line(s), left out"), ("17\n[]\n{}\n", "metrics.jsonl has 3 damaged line(s), left out"), ("", "")])
+def test_what_is_wrong_in_the_metrics_is_noted_and_left_out(tail, note, tmp_path):
+    folder = fake(tmp_path / "runs/x/seed0")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(tail)
+    table, text = run(tmp_path)
+    assert rows(table)["x"]["note"] == note and (f"- x: {note}" in text) == bool(note)
+    assert analyze.load_run(folder).val["exact"].tolist() == [0.45, 0.9]
+
+
+def test_a_run_without_metrics_is_in_the_table_and_marked(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {}), ("x", 0.6, {}))
+    for seed in range(3):
+        (tmp_path / f"runs/sweep/x/seed{seed}/metrics.jsonl").unlink()
+    table, text = run(tmp_path, draw=True)
+    row = rows(table)["x"]
+    assert row["note"] == "metrics.jsonl has no validations: no learning curve, no stability" and row["spread_last_third"] is None and row["verdict"] == "helps"
+
+
+def test_stability_and_cost_are_measured(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {"val": [0.5, 0.52, 0.54], "cpu": 50.0}), ("wild", 0.5, {"val": [0.2, 0.5, 0.8], "cpu": 100.0}))
+    folder = tmp_path / "runs/sweep/wild/seed0"
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write("".join(json.dumps({"step": k, "split": "train", "loss": 2.0 if k in (30, 31, 60) else 1.0}) + "\n" for k in range(1, 101)))
+    table, _ = run(tmp_path)
+    one, two = rows(table)["baseline"], rows(table)["wild"]
+    assert (one["spread_last_third"], two["spread_last_third"]) == pytest.approx((0.02, 0.3)) and [r["loss_spikes"] for r in two["runs"]] == [2, None, None]
+    assert (one["steps_per_second"], two["steps_per_second"], two["time_ratio"]) == pytest.approx((2, 1, 2))
+
+
+def test_time_on_other_hardware_is_no_ratio(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {}), ("x", 0.5, {}))
+    for path in tmp_path.glob("runs/sweep/x/*/summary.json"):
+        path.write_text(path.read_text().replace("1 x CPU, 1 thread(s)", "1 x GPU"))
+    table, _ = run(tmp_path)
+    assert rows(table)["x"]["time_ratio"] is None and rows(table)["x"]["steps_per_second"] == pytest.approx(100 / 120)  # a GPU: the wall clock
+    assert "x on other hardware" in table["answers"]["How fast is a step?"]
+
+
+QUESTIONS = "Which change hurts most?", "How steady is training?", "How fast is a step?", "More layers or more recursion?"
+
+
+def test_the_questions_are_answered_with_figures(tmp_path):
+    val = [0.5, 0.52, 0.54]
+    sweep(tmp_path, ("baseline", 0.7, {"model": {"T": 3, "n": 6, "n_layers": 2}, "flop": 100.0}),
+          ("less", 0.5, {"model": {"T": 2, "n": 2, "n_layers": 2}, "expected": -13.7, "cpu": 55.0, "flop": 50.0}),
+          ("layers", 0.6, {"model": {"T": 3, "n": 3, "n_layers": 4}}), ("wild", 0.7, {"train": {"ema": 0.0}, "val": [0.1, 0.5, 0.9]}), ("good", 0.8, {"cpu": 220.0}), val=val)
+    table, text = run(tmp_path)
+    most, steady, speed, capacity = (table["answers"][q] for q in QUESTIONS)
+    assert most.startswith("less: -20.0 (") and "expected -13.7 points against 70.0 %" in most and "Also shown to hurt: layers -10.0 (" in most
+    assert "Shown to help: good +10.0 (" in most and "Not shown either way: wild +0.0 (" in most and "That less hurts more" not in most
+    assert most.endswith("Seeds per comparison: 3; puzzles: 400.")
+    assert "deviation of 2.0 points" in steady and "Shown to be less steady: wild +38.0 (+38.0 to +38.0)." in steady
+    assert "The baseline makes 0.91 steps/s (CPU time)" in speed and "good 2.00 (2.00-2.00); " in speed and "less 0.50 (0.50-0.50, 0.50 by FLOP)." in speed
+    assert "More layers and less recursion: layers hurts: -10.0" in capacity and "at depth 48" in capacity and "Less recursion with the same layers: less hurts: -20.0" in capacity
+    assert capacity.endswith("So recursion is worth more than layers: as deep, yet worse.")
+    for question in QUESTIONS:
+        assert f"**{question}** {table['answers'][question]}" in text
+
+
+def test_answers_do_not_claim_what_is_not_shown(tmp_path):
+    sweep(tmp_path, ("baseline", 0.7, {"model": {"n": 6}}), ("a", 0.6975, {"model": {"n_layers": 2, "n": 5}}), val=[0.5, 0.6, 0.5])
+    most, steady, _, capacity = (run(tmp_path)[0]["answers"][q] for q in QUESTIONS)
+    assert most.startswith("None is shown to hurt; the largest measured drop is a with -0.")
+    assert "No difference shown: a +0.0" in steady and capacity.endswith("Which of the two is worth more is not shown.")
+    sweep(tmp_path / "two", ("baseline", 0.7, {}), ("a", 0.5, {}), ("b", 0.501, {}))
+    assert "That a hurts more than b is not shown (" in run(tmp_path / "two")[0]["answers"][QUESTIONS[0]]
+
+
+def test_comparisons_are_drawn(tmp_path):
+    sweep(tmp_path, ("baseline", 0.6, {"flop": 1e15}), ("up", 0.7, {"expected": 12.5, "flop": 2e15}))
+    run(tmp_path, draw=True)
+    names = {p.name for p in (tmp_path / "results").iterdir()} - {"table.md", "table.csv", "table.json"}
+    assert names == {f"{name}.{kind}" for name in ("learning", "steps", "accuracy", "cost", "halting", "stability") for kind in ("png", "svg")}
+    assert "3 seeds x 400 puzzles" in (tmp_path / "results/accuracy.svg").read_text()
+
+
+def test_made_up_runs_of_the_benchmark_are_read_whole(tmp_path):
+    bench.made_up_runs(tmp_path / "runs", 6, 300, puzzles=50)
+    runs = analyze.load_runs([tmp_path / "runs"])
+    assert len(runs) == 6 and all(len(r.train["step"]) == 297 and len(r.val["step"]) == 3 and not r.problem and not r.notes for r in runs)
