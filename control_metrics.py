@@ -54,40 +54,42 @@ def figures(plant: Plant, rows: dict[str, np.ndarray], states: np.ndarray, asked
     """What became of `rows` (see control.ROWS): flat, all floats. `asked`: controls before the plant clipped them.
 
     error (encoded states: m, rad, ..., mixed) mean, median, largest and in each dimension; success@tolerance, cost and its ratios (median, 95th
-    percentile), primary; shares of controls above the bound and at it, of rows beyond the state limits, of rows that diverged (which
-    count as failures of infinite cost); effort sum u^2 and smoothness sum (du)^2 as carried out, mean over rows.
+    percentile), primary; shares of controls above the bound and at it, of rows beyond the state limits, of rows that diverged; effort
+    sum u^2 and smoothness sum (du)^2 as carried out. A row that diverged is a failure of infinite cost, and left out of the means.
     """
     target, u = rows["target_states"], clip(plant, asked)
     alive = np.isfinite(states).all((1, 2)) & np.isfinite(asked).all((1, 2))
     with np.errstate(all="ignore"):
-        error, J = terminal_error(plant, states, target), cost(plant, states, asked, target)
-        error, J = np.where(alive, error, np.inf), np.where(alive, J, np.inf)
-        dims = np.abs(encode(plant, states[:, -1]) - encode(plant, target))[alive]
+        error = np.where(alive, terminal_error(plant, states, target), np.inf)
+        J = np.where(alive, cost(plant, states, asked, target), np.inf)
+        each = np.abs(encode(plant, states[:, -1]) - encode(plant, target))
+        beyond = ((states < np.array(plant.limits[0])) | (states > np.array(plant.limits[1]))).any((1, 2))
     size = np.linalg.norm(asked, axis=-1)
-    out = {"error_mean": error[alive].mean() if alive.any() else np.inf, "error_median": np.median(error), "error_max": error.max()}
-    out |= {f"error_{i}": dims[:, i].mean() if alive.any() else np.inf for i, q in enumerate(plant.Qf) if q}
+
+    def mean(values: np.ndarray) -> float:
+        return values[alive].mean() if alive.any() else np.inf
+
+    out = {"error_mean": mean(error), "error_median": np.median(error), "error_max": error.max()}
+    out |= {f"error_{i}": mean(each[:, i]) for i, q in enumerate(plant.Qf) if q}
     out |= {f"success@{tolerance:g}": (error < tolerance).mean() for tolerance in plant.tolerances}
-    out |= {"cost_mean": J[alive].mean() if alive.any() else np.inf, "cost_median": np.median(J)}
+    out |= {"cost_mean": mean(J), "cost_median": np.median(J)}
     for name, key in ("expert", "costs"), ("optimum", "optimal_costs"):
         if key in rows:
             ratio = J / np.maximum(rows[key], 1e-12)
             out |= {f"to_{name}_median": np.median(ratio), f"to_{name}_p95": np.quantile(ratio, 0.95, method="nearest")}
     if "to_optimum_median" in out:
         out["primary"] = math.log10(max(out["to_optimum_median"] - 1, LEAST))
-    low, high = (np.array(limit) for limit in plant.limits)
-    with np.errstate(invalid="ignore"):
-        beyond = ((states < low) | (states > high)).any((1, 2))
-    out |= {"above_bound": (size > plant.bound * (1 + 1e-6)).mean(), "saturated": (size > plant.bound * 0.999).mean(),
-            "beyond_limits": (beyond | ~alive).mean(), "diverged": 1 - alive.mean()}
-    out |= {"effort": (u[alive] ** 2).sum((1, 2)).mean() if alive.any() else 0.0,
-            "smoothness": (np.diff(u[alive], axis=1) ** 2).sum((1, 2)).mean() if alive.any() else 0.0}
+    out |= {"above_bound": (size > plant.bound * (1 + 1e-6)).mean(), "saturated": (size > plant.bound * 0.999).mean()}
+    out |= {"beyond_limits": (beyond | ~alive).mean(), "diverged": 1 - alive.mean()}
+    out |= {"effort": mean((u**2).sum((1, 2))), "smoothness": mean((np.diff(u, axis=1) ** 2).sum((1, 2)))}
     return {name: float(value) for name, value in out.items()}
 
 
 def report(plant: Plant, policy: Callable, rows: dict[str, np.ndarray], every: tuple = (1, 5, 10, 25), disturbed: int = 10, noise: float = 0.05,
            mismatch: float = 0.2, takes_left: bool = False, seed: int = 0) -> dict[str, dict[str, float]]:
-    """{"open": figures with "mse" (of the clipped plan), "every_1": figures, ...} and both open loop and re-planned every `disturbed` steps: "..._noise", Gaussian
-    force of `noise` times the bound on every control, and "..._less", "..._more", the plant's own parameter (mu, mass) off by `mismatch`.
+    """{"open": figures with "mse" (of the clipped plan), "every_1": figures, ...}, and both open loop and re-planned every `disturbed` steps:
+    "..._noise", Gaussian force of `noise` times the bound on top of every control; "..._less" and "..._more", the plant's own
+    parameter (mu, mass) off by `mismatch`.
 
     Disturbed costs are compared with the undisturbed J*. Starts beyond the training range are other rows: split "wide". Without
     `takes_left`, plants without `rest` have open loop only.
@@ -146,7 +148,7 @@ def mlp_width(plant: Plant, parameters: int, layers: int = 2) -> int:
 
 def mlp(plant: Plant, train: dict[str, np.ndarray], width: int, layers: int = 2, steps: int = 3000, batch: int = 64, lr: float = 3e-3,
         seed: int = 0) -> Callable:
-    """A plain network fitted to the labels in one pass: SiLU layers, AdamW with a cosine, mean squared error; the output is softly bounded for m = 1."""
+    """A plain network fitted to the labels: SiLU layers, AdamW with a cosine, mean squared error. For m = 1 a tanh keeps the bound."""
     import torch
     from torch import nn
 

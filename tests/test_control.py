@@ -167,14 +167,15 @@ def test_no_neighbour_of_the_optimum_is_better(plant):
 def test_the_sources_van_der_pol_labels_have_the_measured_statistics(labels):
     rows = labels["test"]
     u, error = rows["control_sequences"], control.terminal_error(VDP, rows["state_trajectories"], rows["target_states"])
-    assert error.mean() == pytest.approx(0.003, abs=0.0005) and error.max() == pytest.approx(0.012, abs=0.002)
-    assert 0.09 < (np.abs(u) == 2).mean() < 0.12 and 0.83 < (np.abs(u) == 2).any((1, 2)).mean() < 0.9
-    assert u.var() == pytest.approx(0.94, abs=0.04) and (u**2).sum((1, 2)).mean() == pytest.approx(93, abs=4)
+    assert error.mean() == pytest.approx(0.003, abs=0.0002) and error.max() == pytest.approx(0.012, abs=0.0006)
+    assert (np.abs(u) == 2).mean() == pytest.approx(0.104, abs=0.002) and 0.83 < (np.abs(u) == 2).any((1, 2)).mean() < 0.89
+    assert u.var() == pytest.approx(0.94, abs=0.015) and (u**2).sum((1, 2)).mean() == pytest.approx(93, abs=0.6)
     ratio = rows["costs"] / rows["optimal_costs"]
     assert ratio.min() > 1 and ratio.mean() == pytest.approx(1.0035, abs=0.0015)
     half = PLANTS["source_van_der_pol_r05"]
     u = control.source_lqr(half, rows["initial_states"], rows["target_states"])
-    assert (np.abs(u) == 2).mean() == pytest.approx(0.082, abs=0.008) and 0.74 < u.var() < 0.81 and (u**2).sum((1, 2)).mean() == pytest.approx(76, abs=4)
+    assert (np.abs(u) == 2).mean() == pytest.approx(0.082, abs=0.004) and 0.75 < u.var() < 0.79
+    assert (u**2).sum((1, 2)).mean() == pytest.approx(76, abs=1)
 
 
 def test_the_sources_double_integrator_labels_have_the_measured_statistics():
@@ -229,14 +230,16 @@ def test_the_pendulum_swings_up_and_the_grid_knows_the_best_side():
 def test_rows_have_the_format_and_costs_are_costs(test_rows):
     for name, rows in test_rows.items():
         p = PLANTS[name]
-        assert {key: v.shape[1:] for key, v in rows.items()} == {"initial_states": (p.n,), "target_states": (p.n,), "state_trajectories": (p.N + 1, p.n),
-                                                                 "control_sequences": (p.N, p.m), "costs": (), "optimal_costs": ()}
+        shapes = [(p.n,), (p.n,), (p.N + 1, p.n), (p.N, p.m), (), ()]
+        assert {key: v.shape[1:] for key, v in rows.items()} == dict(zip([*control.ROWS, "optimal_costs"], shapes))
         assert (rows["optimal_costs"] <= rows["costs"] * (1 + 1e-12)).all() and np.linalg.norm(rows["control_sequences"], axis=-1).max() <= p.bound
-    assert (test_rows["double_integrator"]["costs"] < 1.01 * test_rows["double_integrator"]["optimal_costs"]).all(), "labels and J* have one objective"
+    rows = test_rows["double_integrator"]
+    assert (rows["costs"] < 1.01 * rows["optimal_costs"]).all(), "labels and J* have one objective"
 
 
 def test_splits_share_no_row_and_repeat_to_the_bit():
     starts = {split: control.generate(DI, 50, split)["initial_states"] for split in SPLITS}
+    assert "optimal_costs" not in control.generate(DI, 1, "train")
     assert len({row.tobytes() for rows in starts.values() for row in rows}) == 200
     np.testing.assert_array_equal(starts["val"], control.generate(DI, 50, "val")["initial_states"])
     assert not np.isin(starts["val"], control.generate(DI, 50, "val", seed=1)["initial_states"]).any()
@@ -272,8 +275,8 @@ def at(row, value):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda rows: {"x": rows["costs"]}, "has arrays ['x'], expected also initial_states, target_states, state_trajectories, control_sequences, costs"),
-    (broken("control_sequences", lambda v: v[:, :9]), "control_sequences has shape (60, 9, 1), expected (S, 15, 1) for double_integrator, with S = 60 rows"),
+    (lambda rows: {"x": rows["costs"]}, "has arrays ['x'], expected also initial_states, target_states, state_tra"),
+    (broken("control_sequences", lambda v: v[:, :9]), "(60, 9, 1), expected (S, 15, 1) for double_integrator, with S = 60 rows"),
     (broken("costs", lambda v: v[:, None]), "costs has shape (60, 1), expected (S)"),
     (broken("initial_states", lambda v: v[0, 0]), "initial_states has shape (), expected (S, 2)"),
     (broken("target_states", lambda v: v[:9]), "target_states has shape (9, 2), expected (S, 2)"),
@@ -344,8 +347,8 @@ def test_zero_control_and_the_experts_own_numbers(labels):
     rows = labels["test"]
     plan = np.zeros((1000, 100, 1))
     states = control.rollout(plant, rows["initial_states"], plan)
-    assert control.cost(plant, states, plan, rows["target_states"]).mean() == pytest.approx(391, rel=0.03)
-    assert control.terminal_error(plant, states, rows["target_states"]).mean() == pytest.approx(1.93, abs=0.05)
+    assert control.cost(plant, states, plan, rows["target_states"]).mean() == pytest.approx(391.2, abs=0.1)
+    assert control.terminal_error(plant, states, rows["target_states"]).mean() == pytest.approx(1.93, abs=0.03)
     expert = metrics.report(SOURCE_VAN_DER_POL, metrics.expert(SOURCE_VAN_DER_POL), rows, (), 50)
     assert expert["open"]["success@0.02"] == 1 and expert["open"]["mse"] == 0
     for std, error in (0.01, 0.026), (0.03, 0.076), (0.1, 0.249):
@@ -367,14 +370,14 @@ def test_a_polynomial_needs_feedback_on_van_der_pol(labels):
     plant = SOURCE_VAN_DER_POL
     policy = metrics.polynomial(plant, labels["train"], 5)
     out = metrics.report(plant, policy, labels["test"], (50, 25, 10), 10)
-    assert out["open"]["mse"] == pytest.approx(0.040, abs=0.006) and out["open"]["success@0.2"] == pytest.approx(0.37, abs=0.05)
-    assert out["open"]["error_mean"] == pytest.approx(0.50, abs=0.06)
+    assert out["open"]["mse"] == pytest.approx(0.040, abs=0.001) and out["open"]["success@0.2"] == pytest.approx(0.37, abs=0.002)
+    assert out["open"]["error_mean"] == pytest.approx(0.50, abs=0.006)
     assert [out[f"every_{step}"]["success@0.2"] for step in (50, 25, 10)] == [1, 1, 1], "asked once more at half time is enough"
-    np.testing.assert_allclose([out[f"every_{step}"]["error_mean"] for step in (50, 25, 10)], [0.011, 0.007, 0.003], atol=0.002)
+    np.testing.assert_allclose([out[f"every_{step}"]["error_mean"] for step in (50, 25, 10)], [0.011, 0.007, 0.003], atol=0.0006)
     assert out["every_10"]["primary"] < -1 < out["open"]["primary"] and out["every_10"]["to_optimum_median"] > 1
     assert out["open_noise"]["success@0.2"] < out["every_10_noise"]["success@0.2"] and out["every_10_more"]["success@0.2"] > 0.9
     straight = metrics.report(plant, metrics.polynomial(plant, labels["train"], 1), labels["test"], (), 100)["open"]
-    assert straight["mse"] == pytest.approx(0.173, abs=0.02) and straight["success@0.2"] < 0.02
+    assert straight["mse"] == pytest.approx(0.173, abs=0.001) and straight["success@0.2"] < 0.02
 
 
 def test_a_policy_may_return_tensors_and_wrong_shapes_are_refused(test_rows):
@@ -389,7 +392,7 @@ def test_the_mlp_has_the_size_asked_for_and_learns(labels):
     assert metrics.mlp_parameters(VDP, 8) == 3 * 8 + 9 * 8 + 9 * 100 and metrics.mlp_parameters(DI, 8, 1) == 5 * 8 + 9 * 15
     assert metrics.mlp_width(VDP, metrics.mlp_parameters(VDP, 77)) == 77
     state = torch.get_rng_state()
-    policy, again = (metrics.mlp(VDP, labels["train"], 32, steps=300) for _ in range(2))
+    policy, again = (metrics.mlp(VDP, labels["train"], 32, steps=200) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     out = metrics.report(VDP, policy, labels["test"], (10,), 100)
     assert out["open"]["mse"] < 0.2 * labels["test"]["control_sequences"].var() and out["open"]["above_bound"] == 0
