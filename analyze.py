@@ -28,7 +28,7 @@ from stats import excludes_zero, interval, last_third, paired, spikes, wilson
 SHARED = {"seed", "hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within an entry
 FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
 CLOCKS = ("train", "train_cpu", "validation", "test")
-COLUMNS = {"train": ("step", "seconds", "loss"), "val": ("step", "seconds", "exact", "halting_steps", "n")}  # what is kept of metrics.jsonl
+COLUMNS = {"train": ("step", "loss"), "val": ("step", "seconds", "exact", "halting_steps", "n")}  # what is kept of metrics.jsonl
 
 
 @dataclass
@@ -105,30 +105,28 @@ class Group:
 
 # ---------------------------------------------------------------- reading
 
+# A training line as train.py writes it. Reading these, nearly all, only as far as they matter is five times as fast as parsing them.
+TRAIN_LINE = re.compile(r'^\{"step": (\d+), "split": "train", "loss": (-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|NaN|-?Infinity)(?:, .*)?\}$\n?', re.MULTILINE)
+
+
 def read_metrics(path: Path) -> tuple[dict, dict, int]:
     """The training and validation columns of a metrics.jsonl, and how many of its lines are damaged (they are left out)."""
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line] if path.exists() else []
-    try:
-        records = json.loads(f"[{','.join(lines)}]")  # all at once is twice as fast
-    except ValueError:
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                pass
-    good = [r for r in records if isinstance(r, dict) and isinstance(r.get("step"), int)]
-
-    def column(rows: list[dict], key: str) -> np.ndarray:
-        values = [r.get(key, math.nan) for r in rows]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    pieces = TRAIN_LINE.split(text)  # what no training line matched, step, loss, what no training line matched, ...
+    rows, damaged = {"train": [*zip(pieces[1::3], pieces[2::3])], "val": []}, 0
+    for line in filter(None, "".join(pieces[::3]).split("\n")):
         try:
-            return np.array(values, dtype=float)
-        except (TypeError, ValueError):
-            return np.array([v if isinstance(v, (int, float)) else math.nan for v in values], dtype=float)
+            record = json.loads(line)
+            rows[record["split"]].append([float(record["step"]), *(number(record.get(key)) for key in COLUMNS[record["split"]][1:])])
+        except (ValueError, TypeError, KeyError):
+            damaged += 1
+    train, val = (np.array(rows[split], dtype=float).reshape(-1, len(keys)) for split, keys in COLUMNS.items())
+    train = train[train[:, 0].argsort(kind="stable")]
+    return dict(zip(COLUMNS["train"], train.T)), dict(zip(COLUMNS["val"], val.T)), damaged
 
-    splits = {split: [r for r in good if r.get("split") == split] for split in COLUMNS}
-    train, val = ({key: column(splits[split], key) for key in keys} for split, keys in COLUMNS.items())
-    return train, val, len(lines) - sum(map(len, splits.values()))
+
+def number(value) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def read_solved(path: Path, summary: dict) -> np.ndarray | None:

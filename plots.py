@@ -40,16 +40,21 @@ def plain(ax, grid: str = "y") -> None:
 
 def legend(ax, entries: int, **where) -> None:
     """Inside the panel while there is room, else to its right."""
-    place = where if entries <= 6 else {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+    place = where | {"fontsize": 9} if entries <= 6 else {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": 8}
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9 if entries <= 6 else 8, **place)
+        ax.legend(frameon=False, **place)
+
+
+def height(entries: int) -> float:
+    """Inches of a figure whose legend lists so many entries."""
+    return max(4.6, 0.9 + 0.19 * entries)
 
 
 def panels(groups: list, xlabel: str, ylabel: str):
     """A figure with one panel per task, and (axes, groups of the task) pairs."""
     tasks = sorted({g.first["task"] for g in groups})
     most = max(sum(g.first["task"] == task for g in groups) for task in tasks)
-    fig = Figure(figsize=((6.2 if most <= 6 else 9.0) * len(tasks) + 0.4, 4.6), layout="constrained", dpi=130)
+    fig = Figure(figsize=((6.2 if most <= 6 else 9.0) * len(tasks) + 0.4, height(most)), layout="constrained", dpi=130)
     axes = fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for ax, task in zip(axes, tasks):
         ax.set(title={"maze": "Mazes", "sudoku": "Sudoku"}.get(task, task), xlabel=xlabel, ylim=(-3, 103), yticks=range(0, 101, 20))
@@ -151,7 +156,7 @@ def plot_accuracy(groups: list) -> Figure:
 
 def plot_cost(groups: list) -> Figure:
     """Test accuracy against effective depth and against the FLOP of the whole training."""
-    fig = Figure(figsize=(11.5, 4.6), layout="constrained", dpi=130)
+    fig = Figure(figsize=(11.5 if len(groups) <= 6 else 13.0, height(len(groups))), layout="constrained", dpi=130)
     left, right = fig.subplots(1, 2, sharey=True)
     depths, flop = np.array([g.first["depth"] for g in groups], dtype=float), np.log([g.first.get("flop") or np.nan for g in groups])
 
@@ -172,15 +177,14 @@ def plot_cost(groups: list) -> Figure:
         right.set_xscale("log")
     for ax in (left, right):
         plain(ax)
-    left.legend(frameon=False, fontsize=8, loc="best")
+    legend(left if len(groups) <= 6 else right, len(groups), loc="best")
     fig.supxlabel("mean with 95 % interval; equal depths and equal FLOP side by side", fontsize=8, color=GREY)
     return fig
 
 
 def plot_halting(groups: list) -> Figure:
     """Supervision steps until the net would stop: while it learns, on validation, and at the end, on test."""
-    height = max(4.6, 1.3 + 0.36 * len(groups))
-    fig = Figure(figsize=(11.5, height), layout="constrained", dpi=130)
+    fig = Figure(figsize=(11.5, max(4.6, 1.3 + 0.36 * len(groups))), layout="constrained", dpi=130)
     left, right = fig.subplots(1, 2)
     for k, g in enumerate(groups):
         band(left, g, k, "step", "halting_steps", 1, g.name)
@@ -192,8 +196,7 @@ def plot_halting(groups: list) -> Figure:
     right.set_yticks(range(len(groups)), [g.name for g in groups])
     plain(left)
     plain(right, "x")
-    left.legend(frameon=False, fontsize=8, loc="lower left")
-    fig.supxlabel(f"mean over seeds; band: smallest to largest; small dots: seeds; dashed: all {limit:.0f} steps", fontsize=8, color=GREY)
+    fig.supxlabel(f"colours and markers as on the right; mean over seeds; band: smallest to largest; small dots: seeds; dashed: all {limit:.0f} steps", fontsize=8, color=GREY)
     return fig
 
 
@@ -228,5 +231,6 @@ def write(out: Path, groups: list) -> list[str]:
         figures |= {name + suffix: plot([g for g in groups if g.base is base]) for name, plot in COMPARISONS.items()}
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
+        figure.set_layout_engine("none")  # the layout is made
         figure.savefig(out / f"{name}.svg", metadata={"Date": None})
     return [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
