@@ -134,10 +134,10 @@ PENDULUM = Plant(
     "pendulum", step_pendulum, n=2, m=1, N=100, dt=0.05, bound=4.0, Q=(10.0, 10.0, 1.0), R=0.1, Qf=(200.0, 200.0, 20.0),
     start=((-np.pi, -1), (np.pi, 1)), goal=((0, 0), (0, 0)), tolerances=(0.02, 0.05, 0.1, 0.2), limits=((-INF, -INF), (INF, INF)),
     expert="optimum", angles=(0,))  # fmt: skip
-ROCKET_STANDIN = Plant(  # the mass has no target (0, weight 0): that of the source gave away how much fuel the label burns
+ROCKET_STANDIN = Plant(  # no target for the mass: the source's gave away how much fuel the label burns; more than 1 m under ground is a violation
     "rocket_standin", step_rocket, n=7, m=3, N=50, dt=1.2, bound=15e3, Q=(0.0,) * 7, R=1e-8, Qf=(1.0,) * 3 + (10.0,) * 3 + (0.0,),
     start=((-1000, -1000, 1500, -20, -20, -60, 1600), (1000, 1000, 2500, 20, 20, -20, 2000)), goal=((0,) * 7, (0,) * 7),
-    tolerances=(1.0, 3.0, 10.0, 30.0), limits=((-INF, -INF, 0, -INF, -INF, -INF, 0), (INF,) * 7), expert="minimum_acceleration",
+    tolerances=(1.0, 3.0, 10.0, 30.0), limits=((-INF, -INF, -1, -INF, -INF, -INF, 0), (INF,) * 7), expert="minimum_acceleration",
     rest=False, zscore=True)  # fmt: skip
 SOURCE_DOUBLE_INTEGRATOR = replace(  # its cost is not what its expert minimises; the position is missed by |6 a3| T dt^2 / 12
     DOUBLE_INTEGRATOR, name="source_double_integrator", Q=(10.0, 5.0), R=0.1, Qf=(200.0, 100.0), expert="source_midpoint")  # fmt: skip
