@@ -8,6 +8,7 @@ Exit codes: 0 submitted, or with --wait and --local all finished; 1 a run failed
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -262,7 +263,7 @@ def submit(runs: list[Run], launch: Path) -> None:
         executor = submitit.SlurmExecutor(launch.resolve() / "logs", max_num_timeout=10**6)  # Job.checkpoint counts better
         executor.update_parameters(**parameters(array[0].slurm, job_name(array), code))
         try:
-            with executor.batch():
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says is in the exception, too
                 jobs = [executor.submit(Job(run.words(launch), str(run.folder), cwd, run.slurm.requeue)) for run in array]
         except (FailedJobError, FailedSubmissionError) as e:
             raise UserError(f"sbatch refused the array of {array[0].name}: {str(e).strip().splitlines()[-1]}") from None
@@ -328,7 +329,7 @@ class Local:
         """They finish their step, save and leave."""
         for _, process, _ in self.processes:
             process.terminate()
-        for run, process, _ in self.processes:
+        for _, process, _ in self.processes:
             process.wait()
 
 
