@@ -298,9 +298,17 @@ def load(cfg: DataConfig) -> Dataset:
     card |= {f"train_{k}": v for k, v in card_train.items()} | {f"test_{k}": v for k, v in card_test.items()}
     card["rows"] = {"train": "fresh" if train is None else len(train), "val": len(val), "test": len(test)}
     card["baseline"], card["baseline_is"] = baseline(test, task), "copying the question"
-    vocab, box = (6, (0, 0)) if task == "maze" else (side + 2, BOX[side])
-    shape = {"seq_len": side * side, "vocab_size": vocab, "num_puzzles": 1, "box_rows": box[0], "box_cols": box[1]}
-    return Dataset(train, val, test, card, shape, variants, np.unique(held_out))
+    return Dataset(train, val, test, card, shape_of(cfg), variants, np.unique(held_out))
+
+
+def shape_of(cfg: DataConfig) -> dict:
+    """What a net has to know about the data, as the fields of model.Shape; features from a file may have others."""
+    if cfg.task == "modular":
+        return {"seq_len": 3, "vocab_size": cfg.modulus + 1, "classes": cfg.modulus}
+    if cfg.task == "features":
+        return {"seq_len": cfg.feature_tokens, "vocab_size": 0, "features": cfg.features, "classes": cfg.classes}
+    vocab, box = (6, (0, 0)) if cfg.task == "maze" else (cfg.size + 2, BOX[cfg.size])
+    return {"seq_len": cfg.size**2, "vocab_size": vocab, "num_puzzles": 1, "box_rows": box[0], "box_cols": box[1]}
 
 
 def _load_classes(cfg: DataConfig) -> Dataset:
@@ -311,7 +319,6 @@ def _load_classes(cfg: DataConfig) -> Dataset:
         tested = (len(inputs) - round(cfg.train_share * len(inputs)) + 1) // 2
         rows, held = len(inputs) - tested, len(inputs) - tested - round(cfg.train_share * len(inputs))
         card["source"] = f"all {len(inputs)} sums modulo {cfg.modulus}"
-        shape = {"seq_len": 3, "vocab_size": cfg.modulus + 1, "classes": cfg.modulus}
     else:
         if cfg.train_path:
             inputs, labels = read_features(cfg.train_path)
@@ -325,7 +332,6 @@ def _load_classes(cfg: DataConfig) -> Dataset:
             ceiling = bayes(inputs, leaves, cfg.noise) == labels
             card |= {"source": f"{cfg.classes} trees of {leaves.shape[1]} centres, noise {cfg.noise}", "generator_seed": cfg.seed}
         held = cfg.val_rows or rows // 10
-        shape = {"seq_len": cfg.feature_tokens, "features": inputs.shape[1], "classes": int(labels.max()) + 1}
     order = g.permutation(len(inputs))
     if cfg.test_path:
         more, answers = read_features(cfg.test_path)
@@ -351,7 +357,8 @@ def _load_classes(cfg: DataConfig) -> Dataset:
     card |= {"split": f"at random, seed {cfg.seed}", "rows": {"train": len(train), "val": len(val), "test": len(test)},
              "baseline": {"exact": most, "cells": most}, "baseline_is": "always the most frequent class"}
     train, val, test = (Split(inputs[rows], labels[rows]) for rows in (train, val, test))
-    return Dataset(train, val, test, card, {"vocab_size": 0, **shape})
+    of_file = {"features": train.inputs.shape[1], "classes": int(labels.max()) + 1} if cfg.train_path else {}
+    return Dataset(train, val, test, card, shape_of(cfg) | of_file)
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

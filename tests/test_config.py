@@ -230,12 +230,10 @@ def test_there_are_entries():
 def test_every_entry_loads_and_makes_a_net(path):
     cfg = load_config(Config, path, {})
     assert len(cfg.hypothesis) > 20 and cfg.hypothesis.endswith((".", ")")), "an entry starts with a sentence that can turn out false"
-    box = (0, 0) if cfg.data.task == "maze" else data.BOX[cfg.data.size]
     with torch.device("meta"):
-        net = TRM(cfg.model, Shape(cfg.data.size**2, 6 if cfg.data.task == "maze" else cfg.data.size + 2, 1, *box))
+        net = TRM(cfg.model, Shape(**data.shape_of(cfg.data)))
     assert sum(p.numel() for p in net.parameters()) > 1000
-    if hasattr(data, "_validate"):
-        data._validate(cfg.data)
+    data._validate(cfg.data)
 
 
 def test_the_baseline_is_the_paper_s():
