@@ -312,7 +312,8 @@ def test_ctrl_c_lets_local_runs_save_and_the_same_command_continues_to_the_same_
     tiny.entry(here, **LONG_RUN)
     command = [sys.executable, "-m", "submitit_launch", "sweeps/small", "--seeds=0,1", "--local", "--jobs=2"]
     environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # it may be ignored, where tests run in the background
     folders = [Path(f"runs/small/tiny/seed{k}") for k in (0, 1)]
     for folder in folders:
         wait_for_step(folder, 5, process)
