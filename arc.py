@@ -323,7 +323,10 @@ def check_disjoint(kept: list[Task], held_out: list[Task], names: str = "trainin
 
 
 def without(tasks: list[Task], held_out: list[Task]) -> tuple[list[Task], int]:
-    """Tasks less their pairs that are in `held_out` too (as ARC-AGI-1's training task 40853293 is, whole), and how many those were; a task needs a demonstration and a query."""
+    """Tasks less their pairs that are in `held_out` too, and how many those were; a task needs a demonstration and a query.
+
+    ARC-AGI-1 needs this: training task 40853293 is, pair by pair, evaluation task 070dd51e.
+    """
     known, out, dropped = {pair_hash(pair) for task in held_out for pair in task.pairs}, [], 0
     for task in tasks:
         keep = [pair_hash(pair) not in known for pair in task.pairs]
