@@ -134,6 +134,18 @@ def polynomial(plant: Plant, train: dict[str, np.ndarray], degree: int) -> Calla
     return lambda x0, target: (monomials(inputs(plant, x0, target)) @ weights).reshape(-1, plant.N, plant.m)
 
 
+def nearest(plant: Plant, train: dict[str, np.ndarray]) -> Callable:
+    """The label of the training row whose inputs are nearest."""
+    x = inputs(plant, train["initial_states"], train["target_states"])
+    unit = np.maximum(x.std(0), 1e-8)
+
+    def policy(x0, target):
+        away = ((inputs(plant, x0, target) / unit)[:, None] - (x / unit)[None]) ** 2
+        return train["control_sequences"][away.sum(-1).argmin(1)]
+
+    return policy
+
+
 def mlp_parameters(plant: Plant, width: int, layers: int = 2) -> int:
     """Weights and biases of the MLP below with `layers` hidden layers."""
     first = inputs(plant, *(np.zeros((1, plant.n)),) * 2).shape[1]

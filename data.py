@@ -28,6 +28,10 @@ from typing import Literal
 
 import numpy as np
 
+from control import PLANTS, SOURCE_SEEDS, best_plan, plan_cost, read_npz, rollout, scaling, source_splits
+from control import generate as generate_rows
+from control import inputs as control_inputs
+from control_metrics import figures
 from features import additions, bayes, centres, generate_features, read_features
 from puzzles import BOX, FREE, LEAST_GIVENS, MAX_SIDE, PATH, UserError, rng
 from puzzles import check, decode, encode, generate_mazes, generate_sudokus, solve_maze, solve_sudoku  # noqa: F401, also for users of data
@@ -37,9 +41,9 @@ from puzzles import (check_ends, givens_range, puzzle_keys, redraw_mazes, shuffl
 
 @dataclass(frozen=True)
 class DataConfig:
-    task: Literal["maze", "sudoku", "features", "modular"] = "maze"  # puzzle; or vectors to classify, or a + b modulo p
+    task: Literal["maze", "sudoku", "features", "modular", "control"] = "maze"  # puzzle; vectors to classify; a + b modulo p; plans to imitate
     size: int = 30  # side of the grid (Sudoku: 4, 6 or 9)
-    train_path: str = ""  # CSV of training rows (.csv, .csv.gz, .csv.xz; features: .csv, .npz); empty: generated
+    train_path: str = ""  # CSV of training rows (.csv, .csv.gz, .csv.xz; features: .csv, .npz; control: .npz); empty: generated
     test_path: str = ""  # CSV of test rows; empty: generated (features with a train_path: cut from that)
     generate: bool = True  # make puzzles offline where no path is given; false: insist on files
     walls: Literal["random", "perfect"] = "random"  # generated mazes: independent walls, or a random spanning tree (odd size)
@@ -61,6 +65,8 @@ class DataConfig:
     feature_tokens: int = 1  # features: positions over which the net spreads a vector
     noise: float = 2.0  # features: standard deviation of the noise on every generated feature
     modulus: int = 97  # modular: p
+    plant: Literal["double_integrator", "van_der_pol", "van_der_pol_mu", "pendulum", "rocket_standin", "source_double_integrator",
+                   "source_double_integrator_lqr8", "source_van_der_pol", "source_van_der_pol_r05"] = "van_der_pol"  # control: see control.py
     train_share: float = 0.5  # modular: share of the p * p sums to train on; the rest is halved into validation and test
     reveal: float = 0.0  # Sudoku: share of training draws that show a random part of their blanks' answers: easier puzzles beside the hard
     seed: int = 0  # of generation and split, not of training: all training seeds share validation and test
@@ -68,9 +74,10 @@ class DataConfig:
 
 @dataclass
 class Split:
-    inputs: np.ndarray  # (N, L) uint8 questions; features: (N, F) float32
-    labels: np.ndarray  # (N, L) uint8 answers; features, modular: (N, 1) int64 classes
+    inputs: np.ndarray  # (N, L) uint8 questions; features, control: (N, F) float32
+    labels: np.ndarray  # (N, L) uint8 answers; features, modular: (N, 1) int64 classes; control: (N, steps, m) float32 plans
     side: int = 0  # of the grid; 0: none
+    rows: dict | None = None  # control: the rows as control.py makes them, float64
 
     def __len__(self):
         return len(self.inputs)
@@ -161,8 +168,8 @@ REAL = {"maze": "maze_hard", "sudoku": "sudoku_extreme"}
 
 def _validate(cfg: DataConfig):
     """Impossible values, one sentence each."""
-    if cfg.task not in (*REAL, "features", "modular"):
-        raise UserError(f"data.task = {cfg.task!r}, expected 'maze', 'sudoku', 'features' or 'modular'")
+    if cfg.task not in (*REAL, "features", "modular", "control"):
+        raise UserError(f"data.task = {cfg.task!r}, expected 'maze', 'sudoku', 'features', 'modular' or 'control'")
     rules = [
         (getattr(cfg, name) < 0, f"data.{name} = {getattr(cfg, name)}, expected 0 or more")
         for name in ("min_distance", "givens_min", "givens_max", "train_rows", "val_rows", "test_rows", "test_size", "redraw", "seed")
@@ -193,6 +200,13 @@ def _validate(cfg: DataConfig):
             (cfg.fresh, f"data.fresh = true is for mazes, not for data.task = {cfg.task!r}"),
             (cfg.task == "modular" and (cfg.train_path or cfg.test_path), "data.task = 'modular' is always generated; drop the path"),
             (cfg.test_path and not cfg.train_path, f"data.test_path = {cfg.test_path} needs a data.train_path with the same features"),
+            (not cfg.generate and not cfg.train_path, "data.generate = false, but data.train_path is empty"),
+        ]
+    elif cfg.task == "control":
+        rules += [
+            (cfg.plant not in PLANTS, f"data.plant = {cfg.plant!r}, expected one of {', '.join(PLANTS)}"),
+            (cfg.fresh, "data.fresh = true is for mazes, not for data.task = 'control'"),
+            (cfg.test_path and not cfg.train_path, f"data.test_path = {cfg.test_path} needs a data.train_path of the same plant"),
             (not cfg.generate and not cfg.train_path, "data.generate = false, but data.train_path is empty"),
         ]
     elif cfg.size not in BOX:
@@ -254,6 +268,8 @@ def load(cfg: DataConfig) -> Dataset:
     _validate(cfg)
     if cfg.task in ("features", "modular"):
         return _load_classes(cfg)
+    if cfg.task == "control":
+        return _load_control(cfg)
     task, side, test_side = cfg.task, cfg.size, cfg.test_size or cfg.size
     inputs, labels, card_test = _source(cfg, "test", cfg.test_rows or (0 if cfg.test_path else 512), test_side)
     test, held_out = Split(inputs, labels, test_side), puzzle_keys(task, inputs, labels)
@@ -305,6 +321,9 @@ def shape_of(cfg: DataConfig) -> dict:
     """What a net has to know about the data, as the fields of model.Shape; features from a file may have others."""
     if cfg.task == "modular":
         return {"seq_len": 3, "vocab_size": cfg.modulus + 1, "classes": cfg.modulus}
+    if cfg.task == "control":
+        plant = PLANTS[cfg.plant]
+        return {"seq_len": plant.N, "vocab_size": 0, "controls": plant.m}
     if cfg.task == "features":
         return {"seq_len": cfg.feature_tokens, "vocab_size": 0, "features": cfg.features, "classes": cfg.classes}
     vocab, box = (6, (0, 0)) if cfg.task == "maze" else (cfg.size + 2, BOX[cfg.size])
@@ -361,6 +380,44 @@ def _load_classes(cfg: DataConfig) -> Dataset:
     return Dataset(train, val, test, card, shape_of(cfg) | of_file)
 
 
+def _load_control(cfg: DataConfig) -> Dataset:
+    """Rows of a plant, generated or from .npz files; J* is calculated where a file has none."""
+    plant, held = PLANTS[cfg.plant], cfg.val_rows or int(np.clip(cfg.train_rows // 10, 50, 500))
+    card = {"task": "control", "plant": plant.name, "expert": plant.expert, "augmentation": "none"}
+    if cfg.train_path or plant.name in SOURCE_SEEDS:
+        if cfg.train_path:
+            train = read_npz(cfg.train_path, plant)
+            test = read_npz(cfg.test_path, plant) if cfg.test_path else generate_rows(plant, cfg.test_rows or 1000, "test", cfg.seed)
+            card |= {"source": Path(cfg.train_path).name, "sha256": _digest(cfg.train_path), "test_source": Path(cfg.test_path).name or "generated"}
+        else:
+            train, test = (source_splits(plant)[name] for name in ("train", "test"))
+            card["source"] = "generated with the sizes and seeds of the source project, where test rows may be training rows"
+        order = rng(cfg.seed, CUT).permutation(len(train["costs"]))
+        order = order[: (cfg.train_rows or len(order)) + held] if cfg.train_path else order
+        if len(order) <= held:
+            raise UserError(f"data.val_rows: {held} validation rows leave nothing of {len(order)} training rows")
+        val, train = ({k: v[rows] for k, v in train.items()} for rows in (order[:held], order[held:]))
+        test = {k: v[: cfg.test_rows or None] for k, v in test.items()}
+        card["split"] = f"validation cut from the training rows, seed {cfg.seed}"
+        for rows in (val, test):
+            if "optimal_costs" not in rows:
+                rows["optimal_costs"] = plan_cost(plant, rows["initial_states"], best_plan(plant, rows["initial_states"], rows["target_states"]), rows["target_states"])
+    else:
+        sizes = {"train": cfg.train_rows, "val": held, "test": cfg.test_rows or 1000}
+        train, val, test = (generate_rows(plant, count, name, cfg.seed) for name, count in sizes.items())
+        card |= {"source": f"generated, {plant.expert} of {plant.name}", "generator_seed": cfg.seed, "split": "other random streams"}
+    still = figures(plant, test, rollout(plant, test["initial_states"], 0 * test["control_sequences"]), 0 * test["control_sequences"])
+    card |= {"rows": {name: len(rows["costs"]) for name, rows in (("train", train), ("val", val), ("test", test))},
+             "baseline": {"exact": still[f"success@{plant.tolerances[-1]:g}"], "cells": still["to_optimum_median"]}, "baseline_is": "doing nothing"}
+    shape = shape_of(cfg) | {"scale": tuple(tuple(map(float, part)) for pair in scaling(plant, train).values() for part in pair)}
+
+    def split(rows: dict) -> Split:
+        start = control_inputs(plant, rows["initial_states"], rows["target_states"])
+        return Split(start.astype(np.float32), rows["control_sequences"].astype(np.float32), rows=rows)
+
+    return Dataset(split(train), split(val), split(test), card, shape)
+
+
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +463,11 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
             shown = g.random(inputs.shape) < (g.random(size) * (g.random(size) < cfg.reveal))[:, None]
             inputs = np.where(shown, labels, inputs)
     mine = slice(rank * size // world, (rank + 1) * size // world)
-    return {"inputs": inputs[mine], "labels": labels[mine], "puzzle": np.zeros(size // world, np.int64)}
+    batch = {"inputs": inputs[mine], "labels": labels[mine], "puzzle": np.zeros(size // world, np.int64)}
+    if cfg.task == "control":
+        ends = {"start": ds.train.rows["initial_states"], "target": ds.train.rows["target_states"]}
+        batch |= {name: values[row][mine].astype(np.float32) for name, values in ends.items()}
+    return batch
 
 
 def tensor(values: np.ndarray):

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 import data
 from model import TRM
+from planner import evaluate_plans
 
 
 @torch.no_grad()
@@ -17,6 +18,9 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
     row's answer is read at its first q_halt > 0}, "verdict": {name: (n,) bool}}. With `adaptive` finished rows leave the batch,
     so only the "halting" figures are defined, and the top level repeats them. Rows are dealt out over the processes.
     """
+    if split.rows is not None:
+        result = evaluate_plans(net, split.rows)
+        return result | {"halting": {k: result[k] for k in ("exact", "cells", "steps", "n")}}
     was_training, n_sup = net.training, cfg.train.eval_steps or cfg.model.n_sup
     net.eval()
     chosen = np.arange(len(split) if not rows else min(rows, len(split)))

@@ -86,6 +86,8 @@ class Shape:
     box_cols: int = 0
     features: int = 0  # length F of the vector to be classified; 0: the question is tokens
     classes: int = 0  # classes of the one answer per example; 0: an answer per cell
+    controls: int = 0  # controls per time step, for planner.py; 0: the answers are tokens or classes
+    scale: tuple = ()  # of those nets: means and standard deviations of inputs and controls
 
     @property
     def digits(self) -> int:
@@ -293,6 +295,9 @@ class TRM(nn.Module):
                 best = torch.where(last, ahead.q_halt, torch.maximum(ahead.q_halt, ahead.q_continue))
                 out.target_continue = best.sigmoid()
         return carry, out
+
+    def loss(self, out: Output, carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
+        return trm_loss(self.cfg, out, carry)
 
     def exploration(self, B: int, g: torch.Generator) -> Tensor | None:
         """Minimum steps demanded of each row at this step (B,): 0, or with probability `explore` one of 2..n_sup."""

@@ -30,10 +30,12 @@ from tqdm import tqdm
 
 import data
 from config import build, command_line, flatten, load_config, to_toml
+from control import PLANTS
 from data import DataConfig, UserError
 from evaluate import evaluate, rows_within_training
-from model import TRM, Carry, ModelConfig, Shape, net_flop, step_calls, trm_loss
+from model import TRM, Carry, ModelConfig, Shape, complexity, net_flop, step_calls
 from optim import GrokFast, make_ema, make_optimizers, schedule, set_rates
+from planner import PlanConfig, Planner, full_report, impossible, make_planner
 from runs import TrainingError, check_same, cut_metrics, load, run_folder, save, write_atomic
 from slurm import slurm_config
 
@@ -108,13 +110,19 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def problems(self) -> Iterator[tuple[str, str, str]]:
         if self.seed < 0:
             yield "", "seed", "0 or more"
-        for table in ("model", "data", "train"):
+        for table in ("model", "data", "train", "plan"):
             problems = getattr(getattr(self, table), "problems", tuple)
             yield from ((table, key, expected) for key, expected in problems())
+        if self.data.task == "control":
+            yield from impossible(self.model, self.plan, PLANTS[self.data.plant])
+        else:
+            yield from (("plan", key, f"its default, since data.task = {self.data.task!r} makes no plans")
+                        for key, default in flatten(PlanConfig()).items() if getattr(self.plan, key) != default)
         if self.data.task in ("features", "modular"):
             if self.model.mixer not in ("attention", "mlp"):
                 yield "model", "mixer", f"'attention' or 'mlp': data.task = {self.data.task!r} has no grid"
@@ -240,7 +248,7 @@ class Run:
     folder: Path
     world: World
     shape: Shape
-    net: TRM
+    net: TRM | Planner
     ema: AveragedModel | None
     optimizers: list[torch.optim.Optimizer]
     grokfast: GrokFast | None
@@ -268,10 +276,16 @@ class Run:
         self.mark = now
 
 
+def make_net(cfg: Config, shape: Shape, compute: torch.dtype) -> TRM | Planner:
+    if cfg.data.task == "control":
+        return make_planner(cfg.model, cfg.plan, PLANTS[cfg.data.plant], shape.scale, compute)
+    return TRM(cfg.model, shape, compute)
+
+
 def make_run(cfg: Config, folder: Path, world: World, shape: Shape) -> Run:
     """Fresh weights from the seed, averaged copy, optimizers."""
     torch.manual_seed(cfg.seed)
-    net, tc = TRM(cfg.model, shape, world.dtype).to(world.device), cfg.train
+    net, tc = make_net(cfg, shape, world.dtype).to(world.device), cfg.train
     ema = make_ema(net, tc.ema, tc.ema_warmup) if tc.ema else None
     grokfast = GrokFast(tc.grokfast, tc.grokfast_alpha, tc.grokfast_lambda, tc.grokfast_window) if tc.grokfast != "none" else None
     if world.compiled:
@@ -342,7 +356,7 @@ def forward_backward(net: TRM, carry: Carry, min_steps: Tensor | None, cfg: Conf
     for lo in range(0, B, size):
         piece = carry if size == B else carry.map(lambda t: t[lo:lo + size])
         piece, out = net.step(piece, min_steps=None if min_steps is None else min_steps[lo:lo + size])
-        loss, metrics = trm_loss(cfg.model, out, piece)
+        loss, metrics = net.loss(out, piece)
         (loss / cfg.train.batch_size).backward()
         carries.append(piece)
         sums = add(sums, metrics)
@@ -410,10 +424,17 @@ def train_line(run: Run) -> dict:
     kind = torch.float32 if run.world.device.type == "mps" else torch.float64
     total = dict(zip(run.sums, run.world.sum(torch.stack([v.to(kind) for v in run.sums.values()])).tolist()))
     line = {k: v / total["rows"] for k, v in total.items() if k == "loss" or k.endswith("_loss") or k == "ponder"}
+    if run.cfg.model.complexity_weight:
+        line["complexity_loss"] = run.cfg.model.complexity_weight * complexity(run.cfg.model)
     if total["count"]:
         line |= {k: total[k] / total["count"] for k in ("exact", "cells", "q_accuracy")}
         line["steps_at_halt"] = total["steps"] / total["count"]
     return line | {"halted": int(total["count"]), "lr": run.cfg.train.lr * schedule(run.cfg.train, run.step - 1)}
+
+
+def rank(result: dict) -> tuple:
+    """Larger is better: of plans the closed-loop cost and then the error, of answers those that are right as a whole and then in part."""
+    return (-result["primary"], -result["mse"]) if "primary" in result else (result["exact"], result["cells"])
 
 
 def validate(run: Run, split: data.Split) -> dict:
@@ -421,7 +442,7 @@ def validate(run: Run, split: data.Split) -> dict:
     result = evaluate(run.ema.module if run.ema else run.net, split, run.cfg, run.world, rows_within_training(run.cfg),
                       progress="validation")
     del result["verdict"]
-    if run.best is None or (result["exact"], result["cells"]) > (run.best["exact"], run.best["cells"]):
+    if run.best is None or rank(result) > rank(run.best):
         run.best, run.stale = {"step": run.step, **result}, 0
         if run.world.rank == 0:
             save(run.folder / "best.pt", {"step": run.step, "val": result, "raw": run.net.state_dict(),
@@ -581,9 +602,11 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
         "chosen": "best by validation", "best_step": run.best["step"], "weights": "ema" if state["ema"] else "raw",
         "val": {k: v for k, v in run.best.items() if k not in ("curve", "halting", "step")}, "baseline": dataset.card["baseline"],
         "parameters": sum(p.numel() for p in net.parameters()), "depth": m.T * (m.n + 1) * m.n_layers, "steps": run.step,
-        "flop": run.step * step_calls(m) * net_flop(m, run.shape, cfg.train.batch_size), "test_puzzles": digest(dataset.test.inputs[:rows]),
+        "flop": run.step * step_calls(m) * net_flop(m, net.shape, cfg.train.batch_size), "test_puzzles": digest(dataset.test.inputs[:rows]),
         "seconds": run.seconds, "hardware": hardware(world), "commit": commit(), "data": dataset.card}
-    if rows < len(dataset.test):
+    if cfg.data.task == "control":
+        summary["control"] = full_report(net, dataset.test.rows, cfg.data.seed)
+    elif rows < len(dataset.test):
         summary["note"] = f"evaluations were cut to {rows} rows, so that they cost no more than the training itself"
     if world.rank == 0:
         write_atomic(folder / "test.npz", lambda f: np.savez_compressed(f, **verdict))
@@ -600,6 +623,10 @@ def digest(rows: np.ndarray) -> str:
 
 def one_line(summary: dict) -> str:
     test, halting = summary["test"], summary["test_halting"]
+    if summary["task"] == "control":
+        return (f"test: {100 * test['exact']:.1f} % at the target (n = {test['n']}), median J / J* {test['cells']:.4g}, mse of the plan {test['mse']:.4g} "
+                f"({summary['chosen']}: step {summary['best_step']}, {summary['weights']}); {summary['data']['baseline_is']}: "
+                f"{100 * summary['baseline']['exact']:.1f} %; trained {summary['seconds']['train'] / 60:.1f} min")
     words = {"exact": "exact", "valid": "valid", "optimal": "optimal"} | (
         {"top3": "among the first three"} if "top3" in test else {"cells": "of cells"})
     figures = ", ".join(f"{100 * test[k]:.1f} % {word}" for k, word in words.items() if k in test)
@@ -630,7 +657,7 @@ def load_run(path: Path, device="cpu", dtype: torch.dtype = torch.float32, weigh
             table, _, name = key.rpartition(".")
             (tables.setdefault(table, {}) if table else tables)[name] = value
         cfg = build(Config, tables)
-        net = TRM(cfg.model, Shape(**state["shape"]), dtype).to(device)
+        net = make_net(cfg, Shape(**state["shape"]), dtype).to(device)
         net.load_state_dict(state["raw"] if state[weights] is None else state[weights])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         reason = str(e).splitlines()[0]

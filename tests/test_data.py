@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real puzzle files in {SHARED} (set SHARED_DATA)")
 TINY = DataConfig(size=6, train_rows=90, val_rows=20, test_rows=30)
+PLANS = DataConfig(task="control", plant="double_integrator", train_rows=12, val_rows=4, test_rows=5)
 VECTORS, SUMS = DataConfig(task="features", features=8, classes=4), DataConfig(task="modular", modulus=5)
 SUDOKU = DataConfig(task="sudoku", size=4, train_rows=90, val_rows=20, test_rows=30)
 
@@ -473,7 +474,7 @@ SWITCHES = [
     ("augment", False, SUDOKU), ("seed", 1, TINY), ("seed", 1, SUDOKU), ("train_path", "train.csv", TINY), ("test_path", "test.csv", TINY),
     ("generate", False, TINY), ("reveal", 1.0, SUDOKU), ("redraw", 2, TINY), ("flip", 0.1, replace(TINY, redraw=2)),
     ("features", 9, VECTORS), ("classes", 3, VECTORS), ("noise", 0.2, VECTORS), ("feature_tokens", 2, VECTORS), ("seed", 1, VECTORS),
-    ("modulus", 7, SUMS), ("train_share", 0.3, SUMS), ("seed", 1, SUMS),
+    ("modulus", 7, SUMS), ("train_share", 0.3, SUMS), ("seed", 1, SUMS), ("plant", "van_der_pol", PLANS), ("seed", 1, PLANS),
 ]  # fmt: skip
 
 
