@@ -69,9 +69,11 @@ def impossible(cfg: ModelConfig, plan: PlanConfig, plant: Plant) -> Iterator[tup
         yield "model", "init", "'fixed' or 'learned' with plan.one_token = true"
     if plan.feedback in ("plan", "both") and not plan.residual and cfg.T == 1:
         yield "plan", "feedback", "'none' or 'error' with T = 1 and no residual: there is no earlier plan to see"
-    for key in ("continue_loss", "ponder_weight", "complexity_weight"):
-        if getattr(cfg, key):
-            yield "model", key, "its default for data.task = 'control'"
+    for key in ("continue_loss", "ponder_weight", "complexity_weight", "halting", "explore", "q_from", "q_weight", "loss", "per_digit"):
+        if getattr(cfg, key) != getattr(ModelConfig(), key):
+            yield "model", key, "its default for data.task = 'control', where nothing halts and no cell is classified"
+    if plan.process in ("hinge", "source") and not plan.residual and cfg.T == 1:
+        yield "plan", "process", "'none' or 'cost' with T = 1 and no residual: there are no two plans to compare"
     if plan.one_token:
         if cfg.two_nets:
             yield "model", "two_nets", "false with plan.one_token = true"
@@ -237,7 +239,8 @@ def plan_loss(plan: PlanConfig, plant: Plant, plans: list[Tensor], batch: dict[s
     metrics = {"imitation_loss": loss.detach()}
     if plan.process != "none":
         judge = source_process_supervision(plant) if plan.process == "source" else plant
-        J = torch.stack([plan_cost(judge, batch["start"], u, batch["target"]) for u in plans])  # (K, B)
+        K, many = len(plans), {name: batch[name].repeat(len(plans), 1) for name in ("start", "target")}
+        J = plan_cost(judge, many["start"], torch.cat(plans), many["target"]).view(K, -1)  # (K, B): one rollout for all plans
         if plan.process == "cost":
             process = J.log().mean(0)
         elif plan.process == "hinge":

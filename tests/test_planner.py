@@ -198,6 +198,8 @@ def test_smoke_7_parameters_of_the_planner():
     ({"plan": {"process": "reward"}}, "process = 'reward', expected one of"), ({"data": {"plant": "van_der_poll"}}, "did you mean 'van_der_pol'"),
     ({"data": {"task": "sudoku"}, "plan": {"residual": True}}, "its default, since data.task = 'sudoku'"),
     ({"plan": {"one_token": True, "residual": True, "feedback": "plan"}}, "expected"), ({"model": {"continue_loss": True}}, "continue_loss = True, expected its default"),
+    ({"model": {"T": 1}, "plan": {"process": "hinge", "residual": False, "feedback": "none"}}, "there are no two plans"),
+    ({"model": {"T": 1}, "plan": {"residual": False}}, "there is no earlier plan"), ({"model": {"q_weight": 0.1}}, "q_weight = 0.1, expected its default"),
     ({"data": {"train_path": "rows.npz"}}, "rows.npz: cannot be read")], ids=str)  # fmt: skip
 def test_smoke_8_what_cannot_be_ends_in_one_sentence(tables, words, tmp_path, capsys):
     entry = tiny.entry(tmp_path, **{k: CONTROL[k] | tables.get(k, {}) for k in CONTROL})
