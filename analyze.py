@@ -3,12 +3,16 @@
 Reads the small files of every run folder below (summary.json, config.toml, metrics.jsonl, test.npz), never a checkpoint, so plots can be
 drawn again years later. Seeds of one entry are averaged; runs of other configurations or other data never are. Writes table.md, table.csv,
 table.json, learning.png and steps.png (and .svg). Where a folder has an entry called "baseline" (or as --baseline says), the others are
-compared with it, seed by seed and puzzle by puzzle, and accuracy, cost, halting and stability are drawn too. Runs that are missing,
-failed, unfinished or broken are listed by name. Exit codes: 0 done, 2 bad input.
+compared with it, seed by seed and puzzle by puzzle, and accuracy, cost, halting and stability are drawn too. Modular addition: the steps
+until 95 % of the validation rows are right, and grokking.png. Runs that are missing, failed, unfinished or broken are listed by name.
+
+`python analyze.py --depth runs/features/classify/seed0` evaluates a trained net (this needs torch and best.pt) on the test rows with other T and n
+than it was trained with, and writes depth.md, depth.csv and depth.png (and .svg). Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -21,12 +25,12 @@ from pathlib import Path
 import numpy as np
 
 import plots
-from config import read_toml
+from config import flatten, read_toml
 from data import UserError
-from stats import excludes_zero, interval, last_third, paired, spikes, wilson
+from stats import GOAL, excludes_zero, first_reached, interval, last_third, paired, ratio, spikes, wilson
 
 SHARED = {"seed", "hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within an entry
-FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
+FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "top3": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
 CLOCKS = ("train", "train_cpu", "validation", "test")
 COLUMNS = {"train": ("step", "loss"), "val": ("step", "seconds", "exact", "halting_steps", "n")}  # what is kept of metrics.jsonl
 
@@ -40,6 +44,7 @@ class Run:
     val: dict = field(default_factory=dict)
     summary: dict = field(default_factory=dict)  # empty: not finished
     solved: np.ndarray | None = None  # (puzzles,) bool from test.npz
+    learned: dict = field(default_factory=dict)  # modular addition: {"train": (steps, exact), "val": (steps, exact)} from metrics.jsonl
     problem: str = ""  # why its figures cannot be used
     notes: list = field(default_factory=list)  # what is odd about figures that can be used
 
@@ -62,6 +67,11 @@ class Run:
         return last_third(self.val["step"], self.val["exact"])
 
     @property
+    def reached(self) -> dict[str, float]:
+        """Modular addition: the steps until GOAL of the training rows, and of the validation rows, are right; infinity: never."""
+        return {split: first_reached(*curve) for split, curve in self.learned.items()}
+
+    @property
     def spikes(self) -> float:
         return spikes(self.train["loss"]) if len(self.train["loss"]) else math.nan
 
@@ -79,6 +89,11 @@ class Group:
     @property
     def first(self) -> dict:
         return self.runs[0].summary
+
+    @property
+    def trivial(self) -> str:
+        """What the baseline of the data does."""
+        return self.first["data"].get("baseline_is", "copying the question")
 
     def each(self, name: str) -> list[float]:
         """One value per seed: of FIGURES, or step_seconds, spread, spikes."""
@@ -125,6 +140,18 @@ def read_metrics(path: Path) -> tuple[dict, dict, int]:
     return dict(zip(COLUMNS["train"], train.T)), dict(zip(COLUMNS["val"], val.T)), damaged
 
 
+def read_learned(path: Path) -> dict:
+    """Accuracy against the step, on the training rows between two lines and in validation: {"train": (steps, exact), "val": ...}."""
+    rows = {"train": [], "val": []}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            rows[record["split"]].append((float(record["step"]), float(record["exact"])))
+        except (ValueError, TypeError, KeyError):
+            pass  # a damaged line: read_metrics has counted it
+    return {split: tuple(np.array(sorted(pairs), dtype=float).reshape(-1, 2).T) for split, pairs in rows.items()}
+
+
 def number(value) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
@@ -150,6 +177,7 @@ def load_run(folder: Path) -> Run:
     except UserError as e:
         run.problem = str(e)
     run.train, run.val, broken = read_metrics(folder / "metrics.jsonl")
+    run.learned = read_learned(folder / "metrics.jsonl") if run.config.get("data.task") == "modular" else {}
     number = re.search(r"\d+$", folder.name)
     run.seed = run.config.get("seed", int(number[0]) if number else 0)
     if not (folder / "summary.json").exists():
@@ -297,6 +325,49 @@ def time_ratio(g: Group) -> tuple[float, float, float]:
     return float(np.mean(ratios)), min(ratios), max(ratios)
 
 
+# ---------------------------------------------------------------- how late a net generalises
+
+def late(g: Group, groups: list[Group]) -> dict:
+    """Flat columns for modular addition: steps until GOAL of the training and of the validation rows are right, by seed, and in units of the reference's.
+
+    The reference is the baseline, else the first entry of the folder by name. A run that never gets there is said so and averaged nowhere.
+    """
+    if g.first["task"] != "modular":
+        return {}
+    sweep = [o for o in groups if o.first["task"] == "modular" and o.runs[0].entry.parent == g.runs[0].entry.parent]
+    base, flat = g.base or min(sweep, key=lambda o: o.name), {}
+    for r in g.runs:
+        flat |= {f"reach_{split}_seed{r.seed}": f"not reached within {r.summary['steps']}" if math.isinf(step) else int(step)
+                 for split, step in r.reached.items()}
+    one, two = (np.array([next(r.reached["val"] for r in side.runs if r.seed == seed) for seed in shared(base, g)]) for side in (base, g))
+    mean, low, high = ratio(one, two) if base is not g and len(one) else (math.nan,) * 3
+    word = ("earlier" if mean < 1 else "later") if excludes_zero(low - 1, high - 1) else "not shown"
+    if np.isinf([one, two]).any():
+        word = f"no ratio: never reached by {np.isinf(two).sum()} of {len(two)} seeds, in the reference by {np.isinf(one).sum()}"
+    return flat | {"reach_reference": base.name, "reach_ratio": clean(mean), "reach_ratio_low": clean(low), "reach_ratio_high": clean(high),
+                   "reach_verdict": "reference" if base is g else word if len(one) else "no seed in common"}
+
+
+def reaching(rows: list[dict]) -> list[str]:
+    """The table of `late`, in the order of the names."""
+    rows = sorted((r for r in rows if "reach_verdict" in r), key=lambda r: r["entry"])
+    if not rows:
+        return []
+    seeds = sorted({int(key.removeprefix("reach_val_seed")) for r in rows for key in r if key.startswith("reach_val_seed")})
+
+    def units(r):
+        interval_ = "" if r["reach_ratio_low"] is None else f" ({r['reach_ratio_low']:.2f} to {r['reach_ratio_high']:.2f})"
+        return "-" if r["reach_ratio"] is None else f"{r['reach_ratio']:.2f}{interval_}"
+
+    text = table(["entry", *(f"seed {k}: training, validation" for k in seeds), "in units of the reference (95 %)", "verdict"],
+                 [[r["entry"], *(f"{r.get(f'reach_train_seed{k}', '-')}, {r.get(f'reach_val_seed{k}', '-')}" for k in seeds), units(r), r["reach_verdict"]]
+                  for r in rows])
+    return text + [f"Steps until {100 * GOAL:.0f} % of the training rows (mean since the line before) and {100 * GOAL:.0f} % of the validation rows are right for "
+                   "the first time, as fine as metrics.jsonl. In units: validation steps over those of the reference "
+                   f"({', '.join(sorted({r['reach_reference'] for r in rows}))}), geometric mean over the seeds that both have, with its 95 % interval for "
+                   "other seeds; only where all of them got there.", ""]
+
+
 # ---------------------------------------------------------------- tables
 
 def source(card: dict) -> str:
@@ -337,7 +408,8 @@ def row(g: Group) -> dict:
                  "verdict": g.verdict, "expected_points": g.runs[0].config.get("expected") or None}
     notes = [g.alone] * bool(g.alone) + sorted({note for r in g.runs for note in r.notes})
     return flat | {
-        "copy_exact": g.first["baseline"]["exact"], "copy_cells": g.first["baseline"]["cells"],
+        "copy_exact": g.first["baseline"]["exact"], "copy_cells": g.first["baseline"]["cells"], "trivial": g.trivial,
+        "ceiling": g.first["data"].get("ceiling"), "best_step": unique(g, "best_step"),
         "train_steps": unique(g, "steps"), "steps_per_second": clean(float(np.mean([1 / s for s in g.each("step_seconds")]))),
         "flop": g.first.get("flop"), "spread_last_third": clean(float(np.mean(g.each("spread")))), "loss_spikes": clean(float(np.mean(g.each("spikes")))),
         **{f"{k}_seconds": round(float(np.mean([r.summary["seconds"][k] for r in g.runs])), 1) for k in CLOCKS},
@@ -389,17 +461,25 @@ def compared(rows: list[dict]) -> list[str]:
 
 
 def markdown(rows: list[dict], said: list[tuple[str, str]], absent: list[tuple[str, str]]) -> str:
-    text = compared([r for r in rows if r.get("baseline")]) if any(r.get("baseline") for r in rows) else []
+    text = reaching(rows)
+    text += compared([r for r in rows if r.get("baseline")]) if any(r.get("baseline") for r in rows) else []
     for question, answer in said:
         text += [f"**{question}** {answer}", ""]
     if rows:
-        text += table(["entry", "exact %", "valid %", "optimal %", "cells %", "halting: exact %", "steps", "copying: exact %, cells %", "seeds x puzzles"],
-                      [[r["entry"], percent(r, "exact"), percent(r, "valid"), percent(r, "optimal"), percent(r, "cells"), percent(r, "halting_exact"),
-                        f"{r['halting_steps']:.1f}", f"{100 * r['copy_exact']:.1f}, {100 * r['copy_cells']:.1f}",
-                        f"{len(r['seeds'].split())} x {r['test_puzzles']}"] for r in rows])
+        classes = [r for r in rows if r["top3"] is not None]
+        if puzzles := [r for r in rows if r["top3"] is None]:
+            text += table(["entry", "exact %", "valid %", "optimal %", "cells %", "halting: exact %", "steps", "copying: exact %, cells %", "seeds x puzzles"],
+                          [[r["entry"], percent(r, "exact"), percent(r, "valid"), percent(r, "optimal"), percent(r, "cells"), percent(r, "halting_exact"),
+                            f"{r['halting_steps']:.1f}", f"{100 * r['copy_exact']:.1f}, {100 * r['copy_cells']:.1f}",
+                            f"{len(r['seeds'].split())} x {r['test_puzzles']}"] for r in puzzles])
+        if classes:
+            text += table(["entry", "exact %", "among the first three %", "best possible %", "trivial %", "chosen at step", "seeds x rows"],
+                          [[r["entry"], percent(r, "exact"), percent(r, "top3"), "-" if r["ceiling"] is None else f"{100 * r['ceiling']:.1f}",
+                            f"{100 * r['copy_exact']:.1f} ({r['trivial']})", r["best_step"], f"{len(r['seeds'].split())} x {r['test_puzzles']}"] for r in classes])
+            text += ["best possible: what the most probable class by the rule itself scores on the same test rows; nothing is better on average.", ""]
         text += ["Test split, read once per run with the checkpoint that was best on validation. Mean over seeds (smallest-largest); with one seed "
-                 "(95 % binomial interval).", "exact: every cell as in the label. valid: the rules hold. optimal: a valid path, and none is shorter. "
-                 "halting: each answer is read when the net would stop, after `steps` supervision steps on average.", ""]
+                 "(95 % binomial interval).", *["exact: every cell as in the label. valid: the rules hold. optimal: a valid path, and none is shorter. halting: "
+                 "each answer is read when the net would stop, after `steps` supervision steps on average."] * bool(puzzles), ""]
         text += table(["entry", "parameters", "depth", "training steps", "training seconds", "CPU seconds", "steps/s", "spread", "spikes", "hardware", "commit", "data"],
                       [[r["entry"], f"{r['parameters']:,}", r["depth"], r["train_steps"], f"{r['train_seconds']:.0f}", f"{r['train_cpu_seconds']:.0f}",
                         f"{r['steps_per_second']:.2f}", "-" if r["spread_last_third"] is None else f"{100 * r['spread_last_third']:.1f}",
@@ -415,7 +495,7 @@ def markdown(rows: list[dict], said: list[tuple[str, str]], absent: list[tuple[s
 
 
 def write_tables(out: Path, groups: list[Group], absent: list[tuple[str, str]]) -> str:
-    rows, said = [row(g) for g in groups], answers(groups)
+    rows, said = [row(g) | late(g, groups) for g in groups], answers(groups)
     text = markdown(rows, said, absent)
     (out / "table.md").write_text(text, encoding="utf-8")
     every = [{**r, "status": "finished"} for r in rows] + [{"entry": name, "status": problem} for name, problem in absent]
@@ -526,6 +606,51 @@ def capacity(base: Group, others: list[Group]) -> str:
     return text + (" Which of the two is worth more is not shown." if traded else "")
 
 
+# ---------------------------------------------------------------- other depths than the trained one
+
+DEPTHS = list(range(1, 7)), list(range(1, 13))  # T and n
+
+
+def depth(roots: list[Path], out: Path) -> tuple[str, list[str]]:
+    """Test accuracy of trained nets for every T and n of DEPTHS, without retraining; the seeds of one configuration."""
+    import data  # these three need torch, nothing else here does
+    import train
+    from evaluate import evaluate
+
+    folders = sorted({best.parent for root in roots for best in root.rglob("best.pt")})
+    if not folders:
+        raise UserError(f"no best.pt below {', '.join(map(str, roots))}, expected a run of train.py")
+    runs = [train.load_run(folder) for folder in folders]
+    for folder, (cfg, _, _) in zip(folders, runs):
+        other = [k for k, v in flatten(cfg).items() if k not in SHARED and flatten(runs[0][0])[k] != v]
+        if other:
+            raise UserError(f"{folder} differs from {folders[0]} in {', '.join(other)}, expected seeds of one configuration")
+    first = runs[0][0]
+    dataset, (Ts, ns) = data.load(first.data), DEPTHS
+    lines = []
+    for folder, (cfg, net, _) in zip(folders, runs):
+        cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=256, accumulate=1))
+        for T, n in ((T, n) for T in Ts for n in ns):
+            net.cfg = dataclasses.replace(cfg.model, T=T, n=n, grad_cycles=1)
+            found = evaluate(net, dataset.test, cfg, train.make_world(cfg.train), progress=f"{folder.name}: T = {T}, n = {n}")
+            lines.append({"T": T, "n": n, "seed": cfg.seed} | {k: round(found[k], 6) for k in ("exact", "top3") if k in found})
+    exact = np.array([r["exact"] for r in lines]).reshape(len(folders), len(Ts), len(ns)).mean(0)
+    trained, seeds = (first.model.T, first.model.n), f"{len(runs)} seed{'s' * (len(runs) > 1)} x {len(dataset.test)} test rows"
+    ceiling = f" Best possible on these rows: {100 * dataset.card['ceiling']:.1f} %." if "ceiling" in dataset.card else ""
+    cells = [[T, *(f"**{100 * e:.1f}**" if (T, n) == trained else f"{100 * e:.1f}" for n, e in zip(ns, row_))] for T, row_ in zip(Ts, exact)]
+    text = "\n".join(table(["T / n", *ns], cells)) + (
+        f"\nExact on test (%), mean of {seeds}, by T and n at evaluation; bold: T = {trained[0]}, n = {trained[1]}, as trained. Nothing was retrained, "
+        f"nothing is chosen by this table.{ceiling}\n")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "depth.md").write_text(text, encoding="utf-8")
+    with open(out / "depth.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    figure = plots.plot_depth(exact, Ts, ns, trained, f"{folders[0].parent.name}, {seeds}")
+    return text, ["depth.md", "depth.csv", *plots.save(out, {"depth": figure})]
+
+
 # ---------------------------------------------------------------- the command
 
 def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list[str]]:
@@ -546,6 +671,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("roots", nargs="+", type=Path, metavar="folder", help="folders with run folders below")
     parser.add_argument("--out", type=Path, help="where tables and plots go (default: results/<name of the first folder>)")
+    parser.add_argument("--depth", action="store_true", help="accuracy against T and n at evaluation, of the trained nets below the folders")
     parser.add_argument("--baseline", default="", metavar="entry", help="the entry that others of its folder are compared with (default: baseline)")
 
     def fail(message: str):
@@ -554,8 +680,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.error = fail
     try:
         args = parser.parse_args(argv)
-        out = args.out or Path("results", args.roots[0].resolve().name)
-        text, files = analyze(args.roots, out, args.baseline)
+        first = args.roots[0].resolve()
+        out = args.out or Path("results", first.parent.name if args.depth and (first / "best.pt").exists() else first.name)
+        text, files = depth(args.roots, out) if args.depth else analyze(args.roots, out, args.baseline)
         print(f"{text}\nwrote {out}/: {', '.join(files)}")
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from stats import wilson
+from stats import GOAL, wilson
 
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9".split()  # Okabe-Ito
 MARKERS, DASHES = "osD^vP", ["-", "--", ":"]
 GREY = "#777777"
+TASKS = {"maze": "Mazes", "sudoku": "Sudoku", "features": "Feature vectors", "modular": "Modular addition"}
 
 
 def look(k: int) -> dict:
@@ -57,7 +59,7 @@ def panels(groups: list, xlabel: str, ylabel: str):
     fig = Figure(figsize=((6.2 if most <= 6 else 9.0) * len(tasks) + 0.4, height(most)), layout="constrained", dpi=130)
     axes = fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for ax, task in zip(axes, tasks):
-        ax.set(title={"maze": "Mazes", "sudoku": "Sudoku"}.get(task, task), xlabel=xlabel, ylim=(-3, 103), yticks=range(0, 101, 20))
+        ax.set(title=TASKS.get(task, task), xlabel=xlabel, ylim=(-3, 103), yticks=range(0, 101, 20))
         plain(ax)
     axes[0].set_ylabel(ylabel)
     return fig, [(ax, [g for g in groups if g.first["task"] == task]) for ax, task in zip(axes, tasks)]
@@ -104,8 +106,8 @@ def plot_steps(groups: list) -> Figure:
             x = np.arange(1, len(mean) + 1) + 0.04 * (k - (len(members) - 1) / 2)  # bars beside each other
             puzzles = "/".join(map(str, sorted({r.summary["test"]["n"] for r in g.runs})))
             ax.errorbar(x, 100 * mean, 100 * np.abs([low - mean, high - mean]), lw=2, ms=6, elinewidth=1, capsize=2, label=label(g, puzzles), **look(k))
-        for copy in sorted({g.first["baseline"]["exact"] for g in members}):
-            ax.axhline(100 * copy, color=GREY, ls="--", lw=1.2, zorder=1, label=f"copying the question: {100 * copy:.0f} %")
+        for copy, name in sorted({(g.first["baseline"]["exact"], g.trivial) for g in members}):
+            ax.axhline(100 * copy, color=GREY, ls="--", lw=1.2, zorder=1, label=f"{name}: {100 * copy:.0f} %")
         ax.set_xticks(range(1, longest + 1, -(-longest // 12)))
         legend(ax, len(members), loc="lower right", bbox_to_anchor=(1, 0.06))
     return fig
@@ -215,6 +217,52 @@ def plot_stability(groups: list) -> Figure:
     return fig
 
 
+# ---------------------------------------------------------------- grokking, depth
+
+def plot_grokking(groups: list) -> Figure:
+    """Training and validation accuracy against the step (log), a panel per entry, a line per seed: memorised first, generalised later."""
+    columns = min(4, len(groups))
+    rows_ = -(-len(groups) // columns)
+    fig = Figure(figsize=(3.4 * columns + 0.6, 3.4 * rows_ + 0.5), layout="constrained", dpi=130)
+    axes = fig.subplots(rows_, columns, sharex=True, sharey=True, squeeze=False)
+    for ax, g in zip(axes.flat, groups):
+        for k, r in enumerate(g.runs):
+            label_ = ("training", "validation") if k == 0 else (None, None)
+            ax.plot(*r.learned["train"], color=COLOURS[1], ls="--", lw=1.3, label=label_[0])
+            ax.plot(*r.learned["val"], color=COLOURS[0], ls="-", lw=1.3, label=label_[1])
+            if np.isfinite(r.reached["val"]):
+                ax.plot(r.reached["val"], GOAL, color=COLOURS[0], marker=MARKERS[k % len(MARKERS)], ms=6, ls="")
+        ax.axhline(GOAL, color=GREY, ls=":", lw=1.2, zorder=1)
+        ax.set(title=f"{g.name} ({len(g.runs)} seed{'s' * (len(g.runs) > 1)})", xscale="log", ylim=(-0.03, 1.03))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        plain(ax)
+    for ax in axes.flat[len(groups):]:
+        ax.set_visible(False)
+    axes[0, 0].legend(frameon=False, loc="best", fontsize=9)
+    fig.supylabel("exact (%)", fontsize=10)
+    fig.supxlabel(f"training step; a line per seed; dotted: {100 * GOAL:.0f} %, markers: where validation first reaches it", fontsize=9)
+    return fig
+
+
+def plot_depth(exact: np.ndarray, Ts: list[int], ns: list[int], trained: tuple[int, int], title: str) -> Figure:
+    """Test accuracy (T, n) as a map with its figures; the T and n of the training are framed."""
+    fig = Figure(figsize=(0.62 * len(ns) + 2.2, 0.5 * len(Ts) + 1.6), layout="constrained", dpi=130)
+    ax, shares = fig.subplots(), 100 * exact
+    image = ax.imshow(shares, cmap="cividis", aspect="auto", origin="lower")
+    dark = shares < (shares.min() + shares.max()) / 2
+    for (i, j), share in np.ndenumerate(shares):
+        ax.text(j, i, f"{share:.1f}", ha="center", va="center", fontsize=8, color="white" if dark[i, j] else "black")
+    if trained[0] in Ts and trained[1] in ns:
+        corner = ns.index(trained[1]) - 0.47, Ts.index(trained[0]) - 0.47
+        ax.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, ec=COLOURS[3], lw=2.5))
+    ax.set(xlabel="n, updates of z before each update of y", ylabel="T, recursions")
+    ax.set_xticks(range(len(ns)), ns)
+    ax.set_yticks(range(len(Ts)), Ts)
+    ax.set_title(f"{title}\nframed: as trained, T = {trained[0]}, n = {trained[1]}", fontsize=10)
+    fig.colorbar(image, label="exact on test (%)")
+    return fig
+
+
 # ---------------------------------------------------------------- files
 
 PLOTS = {"learning": plot_learning, "steps": plot_steps}  # of all entries together
@@ -222,13 +270,20 @@ COMPARISONS = {"accuracy": plot_accuracy, "cost": plot_cost, "halting": plot_hal
 
 
 def write(out: Path, groups: list) -> list[str]:
-    """Every plot as PNG and SVG into `out`; the file names. The same runs give the same bytes."""
-    rcParams["svg.hashsalt"] = "analyze"
+    """Every plot that these groups have, as PNG and SVG into `out`; the file names."""
     figures = {name: plot(groups) for name, plot in PLOTS.items()}
     bases = [g for g in groups if g.base is g and any(o.base is g for o in groups if o is not g)]
     for base in bases:
         suffix = f"_{base.runs[0].entry.parent.name}" if len(bases) > 1 else ""
         figures |= {name + suffix: plot([g for g in groups if g.base is base]) for name, plot in COMPARISONS.items()}
+    if late := sorted((g for g in groups if g.first["task"] == "modular"), key=lambda g: g.name):
+        figures["grokking"] = plot_grokking(late)
+    return save(out, figures)
+
+
+def save(out: Path, figures: dict[str, Figure]) -> list[str]:
+    """Figures by name as PNG and SVG. The same runs give the same bytes."""
+    rcParams["svg.hashsalt"] = "analyze"
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
         figure.set_layout_engine("none")  # the layout is made

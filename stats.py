@@ -45,6 +45,21 @@ def excludes_zero(low: float, high: float) -> bool:
     return low > 0 or high < 0  # NaN: no
 
 
+GOAL = 0.95  # share of the validation rows that counts as having generalised
+
+
+def first_reached(steps: np.ndarray, shares: np.ndarray) -> float:
+    """The first step whose share is GOAL or more; infinity: none, which no mean may hide."""
+    return float(steps[np.argmax(shares >= GOAL)]) if (shares >= GOAL).any() else math.inf
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """b over a, where [i] of both is the same seed: geometric mean and 95 % interval. NaN where a seed is infinite or there is only one."""
+    if not np.isfinite([a, b]).all():
+        return (math.nan,) * 3
+    return tuple(math.exp(v) for v in paired(np.log(a)[:, None], np.log(b)[:, None]))
+
+
 def last_third(steps: np.ndarray, values: np.ndarray) -> float:
     """Standard deviation of the values of the last third of the steps; NaN for fewer than two."""
     late = values[steps > 2 / 3 * steps.max()] if len(steps) else values

@@ -12,6 +12,7 @@ import tiny
 
 import analyze
 import bench
+import stats
 import train
 from config import to_toml
 
@@ -30,7 +31,7 @@ def fake(folder, exact=0.9, n=512, task="maze", steps=100, sha="", summary=True,
     if val:
         lines = [{"step": steps - len(val) + k + 1, "split": "val", "exact": v, "n": n, "seconds": k} for k, v in enumerate(val)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (lines if summary else lines[:2])))
-    rules = {"valid": exact} | ({"optimal": exact} if task == "maze" else {})
+    rules = {"top3": (1 + exact) / 2} if task in ("features", "modular") else {"valid": exact} | ({"optimal": exact} if task == "maze" else {})
     figures = {"exact": exact, **rules, "cells": 0.99, "steps": 3.0, "n": n}
     if summary:
         (folder / "summary.json").write_text(json.dumps({
@@ -336,6 +337,108 @@ def test_comparisons_are_drawn(tmp_path):
     names = {p.name for p in (tmp_path / "results").iterdir()} - {"table.md", "table.csv", "table.json"}
     assert names == {f"{name}.{kind}" for name in ("learning", "steps", "accuracy", "cost", "halting", "stability") for kind in ("png", "svg")}
     assert "3 seeds x 400 puzzles" in (tmp_path / "results/accuracy.svg").read_text()
+
+
+# ---------------------------------------------------------------- classes, grokking, other depths
+
+def grok(folder, seed, train_at, val_at, every=100, steps=1000):
+    """A run of modular addition whose training and validation accuracy jump to 1 at these steps (0: never)."""
+    fake(folder, task="modular", steps=steps, seed=seed)
+    lines = [{"step": step, "split": split, "loss": 0.5, "exact": float(0 < at <= step), "n": 50, "halting_steps": 1.0, "seconds": step / 10}
+             for step in range(every, steps + 1, every) for split, at in (("train", train_at), ("val", val_at))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_steps_until_generalising_are_compared_seed_by_seed(tmp_path):
+    for seed, (a, b, c) in enumerate([(400, 200, 900), (600, 300, 500), (800, 400, 1000)]):
+        for name, at in (("adamw", a), ("ema", b), ("wild", c)):
+            grok(tmp_path / f"runs/g/{name}/seed{seed}", seed, 200, at)
+    table, text = run(tmp_path)
+    found = rows(table)
+    assert [found["ema"][f"reach_val_seed{k}"] for k in range(3)] == [200, 300, 400] and found["ema"]["reach_train_seed1"] == 200
+    assert [found["ema"][k] for k in ("reach_ratio", "reach_ratio_low", "reach_ratio_high")] == pytest.approx([0.5] * 3)
+    assert found["wild"]["reach_ratio"] == pytest.approx((900 / 400 * 500 / 600 * 1000 / 800) ** (1 / 3), abs=1e-6)  # a geometric mean
+    assert found["wild"]["reach_ratio_low"] < 1 < found["wild"]["reach_ratio_high"]
+    assert {name: row["reach_verdict"] for name, row in found.items()} == {"adamw": "reference", "ema": "earlier", "wild": "not shown"}
+    assert "| ema | 200, 200 | 200, 300 | 200, 400 | 0.50 (0.50 to 0.50) | earlier |" in text
+    assert {name: row["reach_verdict"] for name, row in rows(run(tmp_path, "--baseline=ema")[0]).items()} == {
+        "adamw": "later", "ema": "reference", "wild": "not shown"}
+
+
+def test_a_run_that_never_generalises_is_said_so_and_averaged_nowhere(tmp_path):
+    for seed in range(2):
+        grok(tmp_path / f"runs/g/adamw/seed{seed}", seed, 200, 600)
+        grok(tmp_path / f"runs/g/highpass/seed{seed}", seed, 300, 700 * seed)
+    grok(tmp_path / "runs/g/other/seed5", 5, 300, 700)
+    table, text = run(tmp_path)
+    row = rows(table)["highpass"]
+    assert row["reach_val_seed0"] == "not reached within 1000" and row["reach_val_seed1"] == 700 and row["reach_ratio"] is None
+    assert "| highpass | 300, not reached within 1000 | 300, 700 | -, - | - | no ratio: never reached by 1 of 2 seeds, in the reference by 0 |" in text
+    assert rows(table)["other"]["reach_verdict"] == "no seed in common"
+    fake(tmp_path / "runs/maze/seed0")
+    assert "reach_verdict" not in rows(run(tmp_path)[0])["maze"]
+
+
+def test_the_first_time_counts_and_95_percent_is_enough():
+    steps = np.arange(1, 7)
+    assert stats.first_reached(steps, np.array([0.1, 0.94, 0.95, 0.2, 1.0, 1.0])) == 3
+    assert stats.first_reached(steps, np.full(6, 0.949)) == stats.first_reached(np.zeros(0), np.zeros(0)) == np.inf
+    assert np.isnan(stats.ratio(np.array([2.0, np.inf]), np.array([1.0, 1.0]))).all()
+
+
+def test_classes_have_a_table_of_their_own(tmp_path):
+    path = fake(tmp_path / "runs/x/seed0", 0.8, task="features") / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["data"] |= {"ceiling": 0.876, "baseline_is": "always the most frequent class"}
+    path.write_text(json.dumps(summary | {"best_step": 75, "baseline": {"exact": 0.125, "cells": 0.125}}))
+    _, text = run(tmp_path)
+    assert "| x | 80.0 (76.3-83.2) | 90.0 (87.1-92.3) | 87.6 | 12.5 (always the most frequent class) | 75 | 1 x 512 |" in text and "valid %" not in text
+    fake(tmp_path / "runs/maze/seed0")
+    _, text = run(tmp_path)
+    assert "| maze | 90.0" in text and "valid %" in text and "87.6" in text
+
+
+def test_grokking_is_drawn(tmp_path):
+    for name in ("adamw", "ema"):
+        for seed in range(2):
+            grok(tmp_path / f"runs/{name}/seed{seed}", seed, 200, 600)
+    run(tmp_path, draw=True)
+    drawn = (tmp_path / "results/grokking.svg").read_text()
+    assert (tmp_path / "results/grokking.png").exists() and "adamw (2 seeds)" in drawn and "always" not in drawn
+    assert drawn.count("stroke: #e69f00") + drawn.count("stroke: #E69F00") >= 4, "a training line per entry and seed"
+
+
+FEATURES = {"data": {"task": "features", "features": 8, "classes": 4, "noise": 1.5, "train_rows": 120, "val_rows": 30, "test_rows": 50},
+            "model": {"mixer": "attention", "n_sup": 1, "halting": False, "T": 2, "n": 1}, "train": {"steps": 30, "batch_size": 20, "eval_every": 30}}
+
+
+def test_accuracy_at_other_depths_needs_no_retraining(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(analyze, "DEPTHS", ([1, 2, 3], [1, 2]))
+    summaries = [train.train(tiny.config(seed, **FEATURES), tmp_path / f"runs/classify/seed{seed}") for seed in range(2)]
+    assert analyze.main([str(tmp_path / "runs/classify"), "--depth", "--out", str(tmp_path / "out")]) == 0
+    assert "mean of 2 seeds x 50 test rows" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["depth.csv", "depth.md", "depth.png", "depth.svg"]
+    with open(tmp_path / "out/depth.csv") as file:
+        found = {(int(r["T"]), int(r["n"]), int(r["seed"])): float(r["exact"]) for r in csv.DictReader(file)}
+    assert len(found) == 12 and len({round(v, 6) for v in found.values()}) > 1
+    for seed, summary in enumerate(summaries):
+        assert found[2, 1, seed] == pytest.approx(summary["test"]["exact"], abs=1e-6), "the trained depth gives the figure of the run"
+    cfg, net, _ = train.load_run(tmp_path / "runs/classify/seed1")
+    net.cfg = dataclasses.replace(cfg.model, T=3, n=2)
+    other = train.evaluate(net, train.data.load(cfg.data).test, cfg, train.make_world(cfg.train))
+    assert found[3, 2, 1] == pytest.approx(other["exact"], abs=1e-6)
+    text = (tmp_path / "out/depth.md").read_text()
+    assert text.count("**") == 2 and f"| 2 | **{50 * (found[2, 1, 0] + found[2, 1, 1]):.1f}** |" in text and "Best possible on these rows" in text
+
+
+def test_depths_of_nothing_or_of_several_configurations_are_refused(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert analyze.main([str(tmp_path / "empty"), "--depth"]) == 2
+    assert capsys.readouterr().err == f"error: no best.pt below {tmp_path / 'empty'}, expected a run of train.py\n"
+    for lr in (0.01, 0.02):
+        train.train(tiny.config(**FEATURES | {"train": FEATURES["train"] | {"lr": lr, "steps": 1}}), tmp_path / f"runs/{lr}/seed0")
+    assert analyze.main([str(tmp_path / "runs"), "--depth", "--out", str(tmp_path / "out")]) == 2
+    assert "differs from" in (err := capsys.readouterr().err) and "in train.lr, expected seeds of one configuration" in err and not (tmp_path / "out").exists()
 
 
 def test_made_up_runs_of_the_benchmark_are_read_whole(tmp_path):
