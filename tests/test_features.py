@@ -1,7 +1,29 @@
-"""Classification: generated and read feature vectors, modular addition, and founding document 004's trainer as behaviours."""
+"""Classification: generated and read feature vectors, modular addition, and founding document 004's trainer as behaviours.
+
+The document lists 14 tests. Each is here as behaviour, by these tests:
+
+    loss, basic              test_model.test_cross_entropy_is_the_mean_over_labelled_positions_of_a_row, test_an_epoch_sees_every_row_once_and_lowers_the_loss
+    complexity penalty       test_model.test_the_complexity_penalty_is_a_constant_without_gradient_with_the_value_of_document_004,
+                             test_the_complexity_penalty_is_reported_apart_and_moves_no_weight
+    filter, initialization   test_optim.test_the_ema_filter_adds_the_slow_part, test_optim.test_the_loop_filters_with_the_configured_numbers_before_it_clips
+    gradient filtering       test_optim.test_the_highpass_filter_adds_the_fast_part, test_optim.test_the_ma_filter_adds_the_mean_of_a_full_window,
+                             test_optim.test_ema_amplifies_slow_gradients_and_highpass_fast_ones
+    filter, state dict       test_optim.test_a_filter_continues_from_its_state_dict_to_the_same_bits
+    trainer, initialization  test_a_new_run_is_at_step_0_with_the_configured_parts
+    train epoch              test_an_epoch_sees_every_row_once_and_lowers_the_loss
+    validate                 test_top3_counts_the_label_among_the_three_most_probable_classes, test_validation_leaves_the_net_as_it_was
+    fit, basic               test_fit_learns_keeps_the_best_and_stops_early
+    early stopping           test_fit_learns_keeps_the_best_and_stops_early, test_optim.test_patience_counts_validations_without_a_better_one
+    checkpoint, save, load   test_a_saved_run_gives_the_figures_of_its_best_validation, test_a_run_stopped_in_the_middle_of_an_epoch_continues_to_the_same_bits,
+                             test_a_filter_of_another_history_would_not_continue_to_the_same_bits
+    full pipeline            test_readme.test_the_ten_lines_of_python_in_the_readme_run
+    device handling          test_optim.test_device_and_dtype_choose_where_and_in_what_to_compute
+    recursion depths         test_T_and_n_change_at_evaluation_without_retraining, test_analyze.test_accuracy_at_other_depths_needs_no_retraining
+"""
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -170,6 +192,67 @@ def test_nets_that_need_a_grid_are_refused(changes, key):
 # --- founding document 004: loss, filter and trainer are tested in test_model, test_optim and test_train; here the task -----
 
 
+def test_the_tests_that_the_docstring_names_exist():
+    names = re.findall(r"(?:(test_\w+)\.)?(test_\w+)", __doc__)
+    assert len(names) > 14 and sum(line.startswith("    ") and line[4] != " " for line in __doc__.splitlines()) == 14
+    for file, name in names:
+        assert re.search(rf"^def {name}\(", (tiny.ROOT / "tests" / f"{file or 'test_features'}.py").read_text(), re.MULTILINE), name
+
+
+def fresh_run(folder, **tables) -> tuple[training.Run, data.Dataset]:
+    cfg = tiny.config(**{**ENTRY, **tables})
+    dataset = load(cfg.data)
+    return training.make_run(cfg, folder, training.make_world(cfg.train), Shape(**dataset.shape)), dataset
+
+
+def test_a_new_run_is_at_step_0_with_the_configured_parts(tmp_path):
+    run, _ = fresh_run(tmp_path, train=ENTRY["train"] | {"grokfast": "highpass", "grokfast_alpha": 0.98, "grokfast_lambda": 0.1, "weight_decay": 0.01})
+    again, _ = fresh_run(tmp_path)
+    assert (run.step, run.best, run.stale, run.carry, run.ema) == (0, None, 0, None, None) and again.grokfast is None
+    assert (run.grokfast.kind, run.grokfast.alpha, run.grokfast.lamb, run.grokfast.mean) == ("highpass", 0.98, 0.1, [])
+    adam, = run.optimizers
+    assert isinstance(adam, torch.optim.AdamW) and (adam.param_groups[0]["lr"], adam.param_groups[0]["weight_decay"]) == (0.01, 0.01)
+    assert tiny.differences(run.net.state_dict(), again.net.state_dict()) == [], "weights are a function of the seed"
+    assert run.net.training and not list(tmp_path.iterdir())
+
+
+def test_an_epoch_sees_every_row_once_and_lowers_the_loss(tmp_path):
+    run, dataset = fresh_run(tmp_path)
+    feed, seen, losses = data.batches(dataset, run.cfg.data, 20, 0, 0), [], []
+    for _ in range(3):
+        for _ in range(10):  # ten batches of 20 are the 200 rows
+            training.train_step(run, feed)
+            seen += [row.tobytes() for row in run.carry.batch["inputs"].numpy()]
+        losses.append((run.sums["answer_loss"] / run.sums["rows"]).item())
+        run.sums = {}
+    feed.close()
+    epochs = [seen[:200], seen[200:400], seen[400:]]
+    assert all(set(epoch) == {row.tobytes() for row in dataset.train.inputs} and len(set(epoch)) == 200 for epoch in epochs)
+    assert epochs[0] != epochs[1], "another order in every epoch"
+    assert losses[0] > losses[1] > losses[2] and losses[2] < 0.6 * losses[0], losses
+
+
+def test_the_complexity_penalty_is_reported_apart_and_moves_no_weight(tmp_path):
+    for name, weight in (("free", 0.0), ("dear", 0.25)):
+        tiny.run(tmp_path / name, **{**ENTRY, "model": NET | {"complexity_weight": weight}, "train": ENTRY["train"] | {"steps": 10}})
+    free, dear = (tiny.lines(tmp_path / name, "train") for name in ("free", "dear"))
+    m = tiny.config(**ENTRY).model
+    for a, b in zip(free, dear, strict=True):
+        assert b["complexity_loss"] == 0.25 * m.T * m.n and "complexity_loss" not in a  # one layer: phi^0
+        assert b["loss"] == pytest.approx(b["answer_loss"] + m.q_weight * b["halt_loss"] + b["complexity_loss"], abs=1e-5)
+        assert (b["answer_loss"], b["exact"]) == (a["answer_loss"], a["exact"])
+    assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in ("free", "dear"))) == []
+
+
+def test_validation_leaves_the_net_as_it_was(tmp_path):
+    run, dataset = fresh_run(tmp_path)
+    before = {k: v.clone() for k, v in run.net.state_dict().items()}
+    state, line = torch.get_rng_state(), training.validate(run, dataset.val)
+    assert {"exact", "top3", "cells", "n"} <= line.keys() and line["n"] == 40 and 0 <= line["exact"] <= line["top3"] <= 1
+    assert run.net.training and all(p.grad is None for p in run.net.parameters()) and torch.equal(state, torch.get_rng_state())
+    assert tiny.differences(before, run.net.state_dict()) == [] == tiny.differences(before, tiny.checkpoint(tmp_path, "best.pt")["raw"])
+
+
 def test_fit_learns_keeps_the_best_and_stops_early(tmp_path):
     summary = tiny.run(tmp_path, **{**ENTRY, "train": ENTRY["train"] | {"steps": 200, "patience": 3}})
     lines = tiny.lines(tmp_path, "val")
@@ -212,13 +295,29 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_continues_to_the_same_bits(tmp_
     tiny.assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_filter_of_another_history_would_not_continue_to_the_same_bits(tmp_path, monkeypatch):
+    tables = {**ENTRY, "train": ENTRY["train"] | {"steps": 12, "grokfast": "highpass", "ckpt_minutes": 0.0, "eval_every": 12}}
+    tiny.run(tmp_path / "whole", **tables)
+    step = training.train_step
+    monkeypatch.setattr(training, "train_step", lambda run, feed: (_ for _ in ()).throw(KeyboardInterrupt) if run.step == 7 else step(run, feed))
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(tmp_path / "cut", **tables)
+    monkeypatch.undo()
+    state = torch.load(tmp_path / "cut/ckpt.pt", weights_only=True)
+    assert state["step"] == 7 and state["grokfast"]["mean"] and state["config"]["train.grokfast"] == "highpass"
+    state["grokfast"]["mean"] = [2 * m for m in state["grokfast"]["mean"]]
+    torch.save(state, tmp_path / "cut/ckpt.pt")
+    tiny.run(tmp_path / "cut", **tables)
+    assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in ("whole", "cut"))) != []
+
+
 def test_solve_says_that_it_draws_puzzles_only(tmp_path):
     tiny.run(tmp_path, **{**ENTRY, "train": ENTRY["train"] | {"steps": 2}})
     out = subprocess.run([sys.executable, tiny.ROOT / "solve.py", tmp_path], capture_output=True, text=True)
     assert out.returncode == 2 and out.stderr == f"error: {tmp_path}: a run of data.task = 'features', expected a puzzle to draw, 'maze' or 'sudoku'\n"
 
 
-def test_ten_lines_of_python_train_save_and_load(tmp_path):
+def test_a_saved_run_gives_the_figures_of_its_best_validation(tmp_path):
     summary = tiny.run(tmp_path, **ENTRY)
     cfg, net, state = training.load_run(tmp_path)
     again = evaluate(net, load(cfg.data).val, cfg, training.make_world(cfg.train))

@@ -1,6 +1,8 @@
-"""The README names files, entries and functions that exist."""
+"""The README names files, entries and functions that exist, and its Python runs."""
 
 import re
+
+import pytest
 
 import tiny
 
@@ -24,3 +26,16 @@ def test_names_of_the_symbol_table_are_in_the_code():
     assert len(names) > 20
     for name in names:
         assert re.search(rf"(def |class |^    ){name}\b", code, re.MULTILINE), name
+
+
+def test_the_ten_lines_of_python_in_the_readme_run(tmp_path, monkeypatch, capsys):
+    block, = (b for b in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "load_run" in b)
+    assert len(block.splitlines()) <= 10 and block.count('"patience": 10') == 1
+    (tmp_path / "sweeps").symlink_to(tiny.ROOT / "sweeps")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block.replace('"patience": 10', '"patience": 2, "steps": 60, "eval_every": 20'), names)
+    said = re.search(r"best accuracy ([\d.]+)% in epoch (\d); test ([\d.]+)%, top-3 ([\d.]+)%\n$", capsys.readouterr().out)
+    accuracy, epoch, test, top3 = map(float, said.groups())
+    assert accuracy == pytest.approx(100 * names["again"], abs=0.051) and accuracy > 40 and top3 > test > 40, "ten classes: chance is 10 %"
+    assert epoch == round(names["checkpoint"]["step"] / 25) and (tmp_path / "runs/mine/seed0/ckpt.pt").exists() and not names["net"].training
