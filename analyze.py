@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+import control_analysis
 import plots
 from config import flatten, read_toml
 from data import UserError
@@ -304,7 +305,7 @@ def difference(a: Group, b: Group) -> tuple[float, float, float]:
     one, two = a.per_puzzle(seeds), b.per_puzzle(seeds)
     if one.shape != two.shape:  # one of them has no test.npz
         one, two = one.mean(1, keepdims=True), two.mean(1, keepdims=True)
-    return paired(one, two)
+    return tuple(float(v) for v in np.clip(paired(one, two), -1, 1))  # shares differ by no more
 
 
 def verdict(seeds: int, mean: float, low: float, high: float) -> str:
@@ -662,6 +663,8 @@ def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list
         raise UserError(f"command line: --baseline = {baseline!r}, expected an entry with a finished run; there are "
                         + (", ".join(dict.fromkeys(g.runs[0].entry.name for g in groups)) or "none"))
     absent = sorted([(f"{names[r.entry]}/{r.folder.name}", r.problem) for r in runs if r.problem] + missing(runs, groups))
+    if groups and all(g.first["task"] == "control" for g in groups):
+        return control_analysis.analyze(groups, out, absent, baseline or "baseline")
     out.mkdir(parents=True, exist_ok=True)
     text = write_tables(out, groups, absent)
     return text, ["table.md", "table.csv", "table.json", *(plots.write(out, groups) if groups else [])]
