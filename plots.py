@@ -88,7 +88,7 @@ def plot_learning(groups: list) -> Figure:
             n = next((int(r.val["n"][0]) for r in g.runs if len(r.val["n"]) and np.isfinite(r.val["n"][0])), "?")
             band(ax, g, k, "step" if steps else "seconds", "exact", 100, label(g, n))
         ax.set_xlim(left=0)
-        legend(ax, len(members), loc="lower right")
+        legend(ax, len(members), loc="best")
     if any(len(g.runs) > 1 for g in groups):
         pairs[0][0].annotate("band: smallest to largest seed", (0.01, 0.985), xycoords="axes fraction", va="top", fontsize=8, color=GREY)
     return fig
