@@ -246,10 +246,12 @@ def data_of(run: Run) -> dict:
 
 def group(runs: list[Run]) -> list[Group]:
     """Finished runs by entry and configuration, best first within each task. Configurations that share an entry name their difference."""
-    names, groups = names_of(runs), {}
+    names, groups, known = names_of(runs), {}, {}
+    for run in runs:  # a key that an older version did not have says nothing about its runs: the commits in the table do
+        known[run.entry] = known.get(run.entry, run.config.keys()) & (run.config.keys() or known.get(run.entry, set()))
     for run in runs:
         if not run.problem:
-            setup = {k: v for k, v in run.config.items() if k not in SHARED} | data_of(run)
+            setup = {k: v for k, v in run.config.items() if k in known[run.entry] - SHARED} | data_of(run)
             members = groups.setdefault((names[run.entry], json.dumps(setup, sort_keys=True)), [])
             twin = next((r for r in members if r.seed == run.seed), None)
             if twin:

@@ -79,6 +79,18 @@ def test_another_configuration_or_data_file_is_never_averaged_in(tmp_path):
         "maze (train.steps = 100)": 0.9, "maze (train.steps = 50)": 0.5, "real (sha256 of test = aa)": 0.9, "real (sha256 of test = bb)": 0.5}
 
 
+def test_a_key_that_an_older_version_did_not_have_keeps_no_runs_apart(tmp_path):
+    for seed in (0, 1):
+        folder = fake(tmp_path / f"runs/maze/seed{seed}", 0.9, seed=seed)
+    config = (folder / "config.toml").read_text()
+    assert 'plant = "van_der_pol"' in config
+    (folder / "config.toml").write_text(config.replace('plant = "van_der_pol"\n', ""))
+    (folder.parent / "seed2").mkdir()
+    (folder.parent / "seed2/failed.txt").write_text("no space left")  # without any config
+    table, text = run(tmp_path)
+    assert [(row["entry"], row["seeds"]) for row in table["entries"]] == [("maze", "0 1")] and "no space left" in text
+
+
 def test_unfinished_and_damaged_runs_are_named(tmp_path):
     fake(tmp_path / "runs/good/seed0")
     fake(tmp_path / "runs/half/seed0", summary=False)
