@@ -39,6 +39,10 @@ from puzzles import (check_ends, givens_range, puzzle_keys, redraw_mazes, shuffl
                      turned_mazes)
 
 
+PlantName = Literal["double_integrator", "van_der_pol", "van_der_pol_mu", "pendulum", "rocket_standin", "source_double_integrator",
+                    "source_double_integrator_lqr8", "source_van_der_pol", "source_van_der_pol_r05"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     task: Literal["maze", "sudoku", "features", "modular", "control"] = "maze"  # puzzle; vectors to classify; a + b modulo p; plans to imitate
@@ -65,8 +69,7 @@ class DataConfig:
     feature_tokens: int = 1  # features: positions over which the net spreads a vector
     noise: float = 2.0  # features: standard deviation of the noise on every generated feature
     modulus: int = 97  # modular: p
-    plant: Literal["double_integrator", "van_der_pol", "van_der_pol_mu", "pendulum", "rocket_standin", "source_double_integrator",
-                   "source_double_integrator_lqr8", "source_van_der_pol", "source_van_der_pol_r05"] = "van_der_pol"  # control: see control.py
+    plant: PlantName = "van_der_pol"  # control: see control.py
     train_share: float = 0.5  # modular: share of the p * p sums to train on; the rest is halved into validation and test
     reveal: float = 0.0  # Sudoku: share of training draws that show a random part of their blanks' answers: easier puzzles beside the hard
     seed: int = 0  # of generation and split, not of training: all training seeds share validation and test

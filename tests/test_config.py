@@ -15,8 +15,9 @@ import tiny
 import train as training
 from config import command_line, flatten, load_config, to_toml
 from data import DataConfig
-from model import TRM, ModelConfig, Shape
-from train import Config, TrainConfig, main
+from model import ModelConfig, Shape
+from planner import PlanConfig
+from train import Config, TrainConfig, main, make_net
 
 ENTRIES = sorted((tiny.ROOT / "sweeps").rglob("*.toml"))
 
@@ -90,7 +91,7 @@ def test_words_stay_words_where_a_string_is_wanted(tmp_path):
     ("[train]\nlearning_rate = 3", r"{e} \[train\]: unknown key 'learning_rate'.*"),
     ("[modle]\ndim = 3", r"{e}: unknown key 'modle', did you mean 'model'\?"),
     ("sede = 3", r"{e}: unknown key 'sede', did you mean 'seed'\?"),
-    ("qqqq = 3", r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train"),
+    ("qqqq = 3", r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train, plan"),
     ("model = 3", r"{e}: model = 3, expected a table \[model\]"),
     ("[model]\ndim = 'big'", r"{e} \[model\]: dim = 'big', expected an integer \(default 512\)"),
     ("[model]\nT = 3.0", r"{e} \[model\]: T = 3.0, expected an integer \(default 3\)"),
@@ -188,7 +189,7 @@ def test_help_lists_every_key_with_its_meaning_choices_and_default(capsys):
         main(["--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for cls, prefix in ((Config, ""), (ModelConfig, "model."), (DataConfig, "data."), (TrainConfig, "train.")):
+    for cls, prefix in ((Config, ""), (ModelConfig, "model."), (DataConfig, "data."), (TrainConfig, "train."), (PlanConfig, "plan.")):
         source = Path(sys.modules[cls.__module__].__file__).read_text()
         body = source[source.index(f"class {cls.__name__}:"):]
         for f in dataclasses.fields(cls):
@@ -211,7 +212,7 @@ def test_config_toml_gives_the_config_back(tmp_path):
         path = write(tmp_path / "config.toml", to_toml(cfg, "sweeps/some entry.toml"))
         assert load_config(Config, path, {}) == cfg
         assert flatten(cfg).keys() == {"hypothesis", "expected", "seed", "out"} | {
-            f"{t}.{f.name}" for t, c in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig)) for f in dataclasses.fields(c)}
+            f"{t}.{f.name}" for t, c in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig), ("plan", PlanConfig)) for f in dataclasses.fields(c)}
 
 
 def test_config_knows_no_torch():
@@ -231,7 +232,7 @@ def test_every_entry_loads_and_makes_a_net(path):
     cfg = load_config(Config, path, {})
     assert len(cfg.hypothesis) > 20 and cfg.hypothesis.endswith((".", ")")), "an entry starts with a sentence that can turn out false"
     with torch.device("meta"):
-        net = TRM(cfg.model, Shape(**data.shape_of(cfg.data)))
+        net = make_net(cfg, Shape(**data.shape_of(cfg.data)), torch.float32)
     assert sum(p.numel() for p in net.parameters()) > 1000
     data._validate(cfg.data)
 
