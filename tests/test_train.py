@@ -468,14 +468,14 @@ def test_the_run_folder_is_the_entry_below_sweeps():
 
 def test_a_loss_that_is_not_finite_stops_with_step_loss_and_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     entry, folder = tiny.entry(tmp_path, train={"log_every": 2, "eval_every": 4}), tmp_path / "runs" / "tiny" / "seed0"
-    whole, calls = training.trm_loss, itertools.count(1)
+    whole, calls = TRM.loss, itertools.count(1)
 
     def poisoned(*args):
         loss, parts = whole(*args)
         bad = next(calls) == 7
         return (loss * math.nan, parts | {"loss": parts["loss"] * math.nan}) if bad else (loss, parts)
 
-    monkeypatch.setattr(training, "trm_loss", poisoned)
+    monkeypatch.setattr(TRM, "loss", poisoned)
     assert main([str(entry), f"--out={tmp_path}/runs"]) == 3
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(rf"error: {folder}: loss or gradient is not finite \S+ step 7.*loss.*nan\); last good checkpoint: {folder}/ckpt.pt; .*", err)
