@@ -377,7 +377,7 @@ def source(card: dict) -> str:
     """The data of a run in one phrase."""
     def of(split):
         sha = card.get(f"{split}_sha256", "")
-        return str(card.get(f"{split}_source", "?")) + (f" (sha256 {sha[:6]})" if sha else "")
+        return str(card.get(f"{split}_source", card.get("source", "?"))) + (f" (sha256 {sha[:6]})" if sha else "")
     rows, train, test = card.get("rows", {}), of("train"), of("test")
     counts = " / ".join(str(rows.get(split, "?")) for split in ("train", "val", "test"))
     return f"{train if train == test else f'{train}, test: {test}'}; {counts} train / val / test"
@@ -616,9 +616,10 @@ DEPTHS = list(range(1, 7)), list(range(1, 13))  # T and n
 
 def depth(roots: list[Path], out: Path) -> tuple[str, list[str]]:
     """Test accuracy of trained nets for every T and n of DEPTHS, without retraining; the seeds of one configuration."""
-    import data  # these three need torch, nothing else here does
+    import data  # train and evaluate need torch, nothing else here does
     import train
     from evaluate import evaluate
+    from tqdm import tqdm
 
     folders = sorted({best.parent for root in roots for best in root.rglob("best.pt")})
     if not folders:
@@ -633,9 +634,9 @@ def depth(roots: list[Path], out: Path) -> tuple[str, list[str]]:
     lines = []
     for folder, (cfg, net, _) in zip(folders, runs):
         cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=256, accumulate=1))
-        for T, n in ((T, n) for T in Ts for n in ns):
+        for T, n in tqdm([(T, n) for T in Ts for n in ns], desc=folder.name, leave=False, mininterval=0.5 if sys.stderr.isatty() else 15):
             net.cfg = dataclasses.replace(cfg.model, T=T, n=n, grad_cycles=1)
-            found = evaluate(net, dataset.test, cfg, train.make_world(cfg.train), progress=f"{folder.name}: T = {T}, n = {n}")
+            found = evaluate(net, dataset.test, cfg, train.make_world(cfg.train))
             lines.append({"T": T, "n": n, "seed": cfg.seed} | {k: round(found[k], 6) for k in ("exact", "top3") if k in found})
     exact = np.array([r["exact"] for r in lines]).reshape(len(folders), len(Ts), len(ns)).mean(0)
     trained, seeds = (first.model.T, first.model.n), f"{len(runs)} seed{'s' * (len(runs) > 1)} x {len(dataset.test)} test rows"

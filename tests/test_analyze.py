@@ -401,10 +401,11 @@ def test_the_first_time_counts_and_95_percent_is_enough():
 def test_classes_have_a_table_of_their_own(tmp_path):
     path = fake(tmp_path / "runs/x/seed0", 0.8, task="features") / "summary.json"
     summary = json.loads(path.read_text())
-    summary["data"] |= {"ceiling": 0.876, "baseline_is": "always the most frequent class"}
+    summary["data"] = {"ceiling": 0.876, "baseline_is": "always the most frequent class", "source": "ten trees"}
     path.write_text(json.dumps(summary | {"best_step": 75, "baseline": {"exact": 0.125, "cells": 0.125}}))
     _, text = run(tmp_path)
     assert "| x | 80.0 (76.3-83.2) | 90.0 (87.1-92.3) | 87.6 | 12.5 (always the most frequent class) | 75 | 1 x 512 |" in text and "valid %" not in text
+    assert "| ten trees; ? / ? / ? train / val / test |" in text
     fake(tmp_path / "runs/maze/seed0")
     _, text = run(tmp_path)
     assert "| maze | 90.0" in text and "valid %" in text and "87.6" in text
