@@ -42,7 +42,7 @@ class ArcConfig:
     demos: int = 3  # most demonstrations of an episode, K
     drop_demos: bool = False  # train with a random number of demonstrations, 1 to K
     train_tasks: int = 64  # training tasks after the validation tasks are cut; 0: all of the files
-    val_tasks: int = 32  # validation tasks, cut from the training tasks
+    val_tasks: int = 32  # validation tasks, cut from the training tasks; 0: validation asks the training tasks, for experiments about memory
     test_tasks: int = 32  # held-out tasks; 0: all of the files
     augmentations: int = 1  # per task; 1: none
     test_augmentations: int = 1  # votes per query
@@ -60,8 +60,9 @@ class ArcConfig:
             if getattr(self, key) < 1:
                 yield key, "at least 1"
         for key in ("train_tasks", "val_tasks", "test_tasks"):
-            if getattr(self, key) < (0 if self.train and key != "val_tasks" else 1):
-                yield key, "at least 0" if self.train and key != "val_tasks" else "at least 1"
+            least = 0 if self.train or key == "val_tasks" else 1
+            if getattr(self, key) < least:
+                yield key, f"at least {least}"
         if not 2 <= self.side <= MAX_SIDE:
             yield "side", f"2 to {MAX_SIDE}"
         if not self.train and not 3 <= self.grid <= self.side:
@@ -375,9 +376,7 @@ def load(cfg: ArcConfig) -> ArcData:
              "rows": {name: len(ids) for name, ids in splits.items()},
              "ids": {name: " ".join(tasks[i].id for i in ids) for name, ids in splits.items()},
              "augmentation": f"{cfg.augmentations} of colours and turns per task" + (", translation" if cfg.translate and not _full(cfg) else "")}
-    shape = {"seq_len": cfg.side**2, "vocab_size": COLOUR + (10 if cfg.train else cfg.colours), "num_tasks": len(tasks),
-             "num_puzzles": len(tasks) * cfg.augmentations if cfg.mode == "embed" else 1}
-    ds = ArcData(tasks, splits["train"], splits["val"], splits["test"], opened, card, shape)
+    ds = ArcData(tasks, splits["train"], splits["val"], splits["test"], opened, card, shape_of(cfg, len(tasks)))
     if cfg.transductive:
         ds.train = np.concatenate([ds.train, ds.val, ds.test])
     rows = examples(ds, cfg, queries(ds, cfg, ds.test, 1))
@@ -385,6 +384,13 @@ def load(cfg: ArcConfig) -> ArcData:
     card["baseline"] = {"exact": float((same | ~there).all(1).mean()), "cells": float((same.sum(1) / there.sum(1)).mean())}
     card["baseline_is"] = "copying the question"
     return ds
+
+
+def shape_of(cfg: ArcConfig, tasks: int = 0) -> dict:
+    """The fields of model.Shape; `tasks`: in all splits, which the files may decide."""
+    tasks = tasks or max(1, cfg.train_tasks + cfg.val_tasks + cfg.test_tasks)
+    return {"seq_len": cfg.side**2, "vocab_size": COLOUR + (10 if cfg.train else cfg.colours), "num_tasks": tasks,
+            "num_puzzles": tasks * cfg.augmentations if cfg.mode == "embed" else 1}
 
 
 def _full(cfg: ArcConfig) -> bool:

@@ -28,6 +28,8 @@ from typing import Literal
 
 import numpy as np
 
+import arc
+from arc import ArcConfig, ArcData
 from control import PLANTS, SOURCE_SEEDS, best_plan, plan_cost, read_npz, rollout, scaling, source_splits
 from control import generate as generate_rows
 from control import inputs as control_inputs
@@ -45,7 +47,7 @@ PlantName = Literal["double_integrator", "van_der_pol", "van_der_pol_mu", "pendu
 
 @dataclass(frozen=True)
 class DataConfig:
-    task: Literal["maze", "sudoku", "features", "modular", "control"] = "maze"  # puzzle; vectors to classify; a + b modulo p; plans to imitate
+    task: Literal["maze", "sudoku", "features", "modular", "control", "arc"] = "maze"  # puzzle; vectors to classify; a + b modulo p; plans; demonstrations
     size: int = 30  # side of the grid (Sudoku: 4, 6 or 9)
     train_path: str = ""  # CSV of training rows (.csv, .csv.gz, .csv.xz; features: .csv, .npz; control: .npz); empty: generated
     test_path: str = ""  # CSV of test rows; empty: generated (features with a train_path: cut from that)
@@ -81,6 +83,7 @@ class Split:
     labels: np.ndarray  # (N, L) uint8 answers; features, modular: (N, 1) int64 classes; control: (N, steps, m) float32 plans
     side: int = 0  # of the grid; 0: none
     rows: dict | None = None  # control: the rows as control.py makes them, float64
+    more: dict = field(default_factory=dict)  # arc: further columns of a batch, see arc.examples
 
     def __len__(self):
         return len(self.inputs)
@@ -96,6 +99,11 @@ class Dataset:
     variants: Split | None = None  # (N, 8, L): turned and mirrored training mazes, each solved again
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # fingerprints no fresh maze may have
     block: tuple = (None, None)  # the last block of fresh mazes, with its key: a cache, no state
+    arc: tuple[ArcData, ArcConfig] | None = None  # arc: the tasks that episodes are made of
+
+    def held_out_tasks(self) -> set[str]:
+        """Ids of the ARC tasks that nothing may be trained on."""
+        return {self.arc[0].tasks[t].id for part in (self.arc[0].val, self.arc[0].test) for t in part} if self.arc else set()
 
 
 TEST, POOL, VAL, CUT, ORDER, AUGMENT, FRESH, NOISE, REDRAW = range(9)  # streams: second number of every key
@@ -171,8 +179,10 @@ REAL = {"maze": "maze_hard", "sudoku": "sudoku_extreme"}
 
 def _validate(cfg: DataConfig):
     """Impossible values, one sentence each."""
-    if cfg.task not in (*REAL, "features", "modular", "control"):
-        raise UserError(f"data.task = {cfg.task!r}, expected 'maze', 'sudoku', 'features', 'modular' or 'control'")
+    if cfg.task not in (*REAL, "features", "modular", "control", "arc"):
+        raise UserError(f"data.task = {cfg.task!r}, expected 'maze', 'sudoku', 'features', 'modular', 'control' or 'arc'")
+    if cfg.task == "arc":  # described by ArcConfig
+        return
     rules = [
         (getattr(cfg, name) < 0, f"data.{name} = {getattr(cfg, name)}, expected 0 or more")
         for name in ("min_distance", "givens_min", "givens_max", "train_rows", "val_rows", "test_rows", "test_size", "redraw", "seed")
@@ -261,8 +271,8 @@ def _digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def load(cfg: DataConfig) -> Dataset:
-    """The three splits of a configuration, with their card. Deterministic in cfg; no split shares a puzzle with another.
+def load(cfg: DataConfig, tasks: ArcConfig | None = None) -> Dataset:
+    """The three splits of a configuration (`tasks`: of data.task = "arc"), with their card. Deterministic in cfg; no split shares a puzzle with another.
 
     Puzzles count as the same if a symmetry maps one to the other (mazes: 8 turns and mirror images of the question;
     Sudoku: digits, rows, columns, bands, stacks, transpose). Training rows that occur in the test set are dropped, and the
@@ -273,6 +283,8 @@ def load(cfg: DataConfig) -> Dataset:
         return _load_classes(cfg)
     if cfg.task == "control":
         return _load_control(cfg)
+    if cfg.task == "arc":
+        return _load_arc(tasks or ArcConfig())
     task, side, test_side = cfg.task, cfg.size, cfg.test_size or cfg.size
     inputs, labels, card_test = _source(cfg, "test", cfg.test_rows or (0 if cfg.test_path else 512), test_side)
     test, held_out = Split(inputs, labels, test_side), puzzle_keys(task, inputs, labels)
@@ -320,8 +332,10 @@ def load(cfg: DataConfig) -> Dataset:
     return Dataset(train, val, test, card, shape_of(cfg), variants, np.unique(held_out))
 
 
-def shape_of(cfg: DataConfig) -> dict:
-    """What a net has to know about the data, as the fields of model.Shape; features from a file may have others."""
+def shape_of(cfg: DataConfig, tasks: ArcConfig | None = None) -> dict:
+    """What a net has to know about the data, as the fields of model.Shape; features or tasks from a file may have others."""
+    if cfg.task == "arc":
+        return arc.shape_of(tasks or ArcConfig())
     if cfg.task == "modular":
         return {"seq_len": 3, "vocab_size": cfg.modulus + 1, "classes": cfg.modulus}
     if cfg.task == "control":
@@ -421,6 +435,19 @@ def _load_control(cfg: DataConfig) -> Dataset:
     return Dataset(split(train), split(val), split(test), card, shape)
 
 
+def _load_arc(cfg: ArcConfig) -> Dataset:
+    """Tasks with demonstrations; validation and test ask every query of their tasks, or of the training tasks where none are held out to validate."""
+    ds = arc.load(cfg)
+
+    def split(tasks: np.ndarray) -> Split:
+        rows = arc.examples(ds, cfg, arc.queries(ds, cfg, tasks, 1))
+        return Split(rows.pop("inputs"), rows.pop("labels"), cfg.side, more=rows)
+
+    if not len(ds.val):
+        ds.card["validation"] = "queries of the training tasks: it chooses what is best remembered"
+    return Dataset(None, split(ds.val if len(ds.val) else ds.train[~np.isin(ds.train, ds.test)]), split(ds.test), ds.card, ds.shape, arc=(ds, cfg))
+
+
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
@@ -446,7 +473,10 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
 
     Returns {"inputs": (B, L) uint8, "labels": (B, L) uint8, "puzzle": (B,) int64 zeros} with B = size / world. Fixed rows
     come in epochs, each a new permutation, without replacement across steps; fresh mazes are drawn for the whole batch.
+    Episodes of ARC tasks have further columns: see arc.examples.
     """
+    if ds.arc is not None:
+        return arc.draw(*ds.arc, size, seed, step, rank, world)
     if size % world:
         raise UserError(f"a batch of {size} does not divide among {world} processes")
     if ds.train is None:
@@ -474,10 +504,10 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
 
 
 def tensor(values: np.ndarray):
-    """float32 as it is, everything else as int64."""
+    """float32 and bool as they are, everything else as int64."""
     import torch
 
-    return torch.from_numpy(values if values.dtype == np.float32 else values.astype(np.int64))
+    return torch.from_numpy(values if values.dtype in (np.float32, bool) else values.astype(np.int64))
 
 
 def batches(ds, cfg, size, seed, first_step, rank=0, world=1, device="cpu") -> Iterator[dict]:

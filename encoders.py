@@ -63,13 +63,21 @@ class EncoderConfig:
     gain: float = 1.0  # the context is multiplied by this
     gain_learned: bool = False  # and the factor is learned
     frozen: bool = False  # random weights for ever: can the net use any context at all?
+    lr: float = 1.0  # learning rates of the encoder, in units of the [train] ones; weight decay per step follows the rate
+    decoder_lr: float = 1.0  # learning rates of everything but the encoder, in the same units
+    freeze_steps: int = 0  # the encoder stands still for this many steps
+    freeze_decoder_steps: int = 0  # everything but the encoder stands still for this many steps
+    decoder: str = ""  # finished run folder whose net, less its encoder or puzzle table, is the first decoder
 
     def problems(self, dim: int = 0, prefix: int = 0) -> Iterator[tuple[str, str]]:
         """Impossible values as (key, what was expected); with dim and prefix of the net (model.dim, model.prefix) also what does not fit it."""
         for key in ("layers", "heads", "set_layers", "multiple", "small", "T", "n"):
             if getattr(self, key) < 1:
                 yield key, "at least 1"
-        for key in ("latent", "kl_weight", "query_std"):
+        for key in ("lr", "decoder_lr"):
+            if not getattr(self, key) > 0:
+                yield key, "more than 0"
+        for key in ("latent", "kl_weight", "query_std", "freeze_steps", "freeze_decoder_steps"):
             if getattr(self, key) < 0:
                 yield key, "at least 0"
         if self.expansion <= 0:

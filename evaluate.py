@@ -28,6 +28,7 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
     size = max(1, min(cfg.train.batch_size // cfg.train.accumulate // world.size, -(-len(chosen) // world.size)))
     L = net.shape.seq_len if net.shape.features else split.inputs.shape[1]
     labels = np.asarray(split.labels[mine], dtype=np.int64)
+    unasked = labels < 0  # padding
     curve = np.zeros((len(mine), n_sup), dtype=bool)
     final, at_halt = np.zeros_like(labels), np.zeros_like(labels)
     among = np.zeros((len(mine), n_sup), dtype=bool)  # classes: the label is among the three most probable
@@ -38,7 +39,8 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
         padded = np.concatenate([slots, np.full(size - len(slots), slots[-1])])  # one batch size: no recompilation
         batch = {"inputs": data.tensor(split.inputs[mine[padded]]).to(world.device),
                  "labels": torch.from_numpy(labels[padded]).to(world.device),
-                 "puzzle": torch.zeros(size, dtype=torch.long, device=world.device)}
+                 "puzzle": torch.zeros(size, dtype=torch.long, device=world.device),
+                 **{k: data.tensor(v[mine[padded]]).to(world.device) for k, v in split.more.items()}}
         g = torch.Generator(world.device).manual_seed(first)
         carry = net.refill(net.start(batch), batch, net.first_states(size, L, g))
         running = padded.copy()  # running[i]: the row of `mine` that slot i solves
@@ -50,7 +52,7 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
                 top = out.logits[:, 0].topk(min(3, net.shape.classes)).indices.cpu().numpy()
                 among[running, step] = (top == labels[running]).any(1)
             final[running] = answers
-            curve[running, step] = (answers == labels[running]).all(-1)
+            curve[running, step] = ((answers == labels[running]) | unasked[running]).all(-1)
             stop = open_[running] & ((q > 0) | (step == n_sup - 1))
             at_halt[running[stop]], used[running[stop]] = answers[stop], step + 1
             open_[running[stop]] = False
@@ -75,9 +77,13 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
         return world.sum(torch.from_numpy(every)).numpy().astype(bool)
 
     def figures(answers: np.ndarray, steps: np.ndarray) -> tuple[dict, dict]:
-        verdict = {"exact": (answers == labels).all(-1)} | (
-            {"top3": among[np.arange(len(mine)), steps - 1]} if net.shape.classes else data.check(cfg.data.task, inputs, answers))
-        columns = np.stack([*verdict.values(), (answers == labels).mean(-1), steps], 1)
+        right = answers == labels
+        verdict = {"exact": (right | unasked).all(-1)}
+        if net.shape.classes:
+            verdict["top3"] = among[np.arange(len(mine)), steps - 1]
+        elif cfg.data.task != "arc":
+            verdict |= data.check(cfg.data.task, inputs, answers)
+        columns = np.stack([*verdict.values(), right.sum(-1) / (~unasked).sum(-1), steps], 1)
         total = world.sum(torch.from_numpy(np.concatenate([columns.sum(0), [len(mine)]])))
         mean = dict(zip([*verdict, "cells", "steps"], (total[:-1] / total[-1]).tolist()))
         return mean | {"n": int(total[-1])}, {name: joined(v) for name, v in verdict.items()}

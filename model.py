@@ -11,7 +11,7 @@ Shapes: B slots of the batch, P prefix positions (the puzzle embedding), L cells
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -82,6 +82,7 @@ class Shape:
     seq_len: int  # cells L
     vocab_size: int  # tokens V
     num_puzzles: int = 1  # rows of the puzzle embedding
+    num_tasks: int = 1  # tasks, of each of which there may be several puzzles
     box_rows: int = 0  # Sudoku's boxes; 0: none
     box_cols: int = 0
     features: int = 0  # length F of the vector to be classified; 0: the question is tokens
@@ -103,15 +104,17 @@ class Carry:
     steps: Tensor  # (B,) supervision steps spent on this example
     halted: Tensor  # (B,) bool: takes a new example at the next refill
     batch: dict[str, Tensor]  # the examples being solved: inputs (B, L), labels (B, L), puzzle (B,)
+    state: Tensor | None = None  # (B, M, D) of a recurrent encoder; means nothing where steps = 0
 
     def map(self, f) -> "Carry":
-        return Carry(f(self.y), f(self.z), f(self.steps), f(self.halted), {k: f(v) for k, v in self.batch.items()})
+        return Carry(f(self.y), f(self.z), f(self.steps), f(self.halted), {k: f(v) for k, v in self.batch.items()},
+                     None if self.state is None else f(self.state))
 
     @staticmethod
     def cat(parts: "list[Carry]") -> "Carry":
         def join(name): return torch.cat([getattr(p, name) for p in parts])
         batch = {k: torch.cat([p.batch[k] for p in parts]) for k in parts[0].batch}
-        return Carry(join("y"), join("z"), join("steps"), join("halted"), batch)
+        return Carry(join("y"), join("z"), join("steps"), join("halted"), batch, None if parts[0].state is None else join("state"))
 
 
 @dataclass
@@ -120,6 +123,7 @@ class Output:
     q_halt: Tensor  # (B,)
     q_continue: Tensor  # (B,)
     target_continue: Tensor | None = None  # (B,) in 0..1, with the continue loss
+    aux: dict[str, Tensor] = field(default_factory=dict)  # of an encoder, see conditioned.py
 
 
 class Net(nn.Module):
@@ -271,7 +275,7 @@ class TRM(nn.Module):
             return torch.where(new.view(-1, *[1] * (old.dim() - 1)), fresh, old)
 
         return Carry(pick(y0, carry.y), pick(z0, carry.z), carry.steps.masked_fill(new, 0), torch.zeros_like(new),
-                     {k: pick(v, carry.batch[k]) for k, v in batch.items()})
+                     {k: pick(v, carry.batch[k]) for k, v in batch.items()}, carry.state)
 
     def step(self, carry: Carry, context: Tensor | None = None, min_steps: Tensor | None = None) -> tuple[Carry, Output]:
         """One supervision step of every slot. min_steps (B,), from `exploration`, forbids halting before that step.

@@ -91,28 +91,37 @@ class SignSGD(torch.optim.Optimizer):
                     p.sub_(group["lr"] * p.grad.sign())
 
 
-def make_optimizers(net: nn.Module, cfg) -> list[torch.optim.Optimizer]:
+def make_optimizers(net: nn.Module, cfg, rates: dict[str, float] | None = None) -> list[torch.optim.Optimizer]:
     """The optimizers of a TrainConfig. Each group remembers its full rate as `peak`; `set_rates` scales it.
 
-    Puzzle identifiers: sign-SGD. optimizer = "muon": Muon for the matrices inside the recursive net, AdamW for the rest
-    (embeddings, heads, convolution kernels, vectors). Otherwise one optimizer for everything else.
+    Puzzle identifiers: sign-SGD. optimizer = "muon": Muon for the matrices inside the recursive net and the blocks of an encoder, AdamW
+    for the rest (embeddings, heads, convolution kernels, vectors). Otherwise one optimizer for everything else. `rates`, where a net has an
+    encoder: factors on the rates of "encoder" and "decoder", which are groups of the same optimizers. What is frozen is in none.
     """
-    named = list(net.named_parameters())
-    puzzles = [p for name, p in named if name == "puzzles"]
-    matrices = [p for name, p in named if cfg.optimizer == "muon" and name.startswith("net") and p.ndim == 2]
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    part = {id(p): "encoder" if name.startswith("encoder.") else "decoder" for name, p in named}
+    puzzles = [p for name, p in named if name in ("puzzles", "encoder.puzzles")]
+    matrices = [p for name, p in named if cfg.optimizer == "muon" and p.ndim == 2
+                and (name.startswith("net") or (name.startswith("encoder.") and "blocks." in name))]
     taken = {id(p) for p in puzzles + matrices}
     rest = [p for _, p in named if id(p) not in taken]
+
+    def groups(params: list, lr: float) -> list:
+        if rates is None:
+            return params
+        return [{"params": own, "lr": lr * rate} for name, rate in rates.items() if (own := [p for p in params if part[id(p)] == name])]
+
     adam = {"lr": cfg.lr, "betas": (cfg.beta1, cfg.beta2), "weight_decay": cfg.weight_decay}
     optimizers = []
     if cfg.optimizer == "adam_atan2":
-        optimizers.append(AdamAtan2(rest, **adam))
+        optimizers.append(AdamAtan2(groups(rest, cfg.lr), **adam))
     else:
-        optimizers.append(torch.optim.AdamW(rest, fused=rest[0].is_cuda or None, **adam))
+        optimizers.append(torch.optim.AdamW(groups(rest, cfg.lr), fused=rest[0].is_cuda or None, **adam))
     if matrices:
-        optimizers.append(Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.muon_weight_decay, nesterov=True,
+        optimizers.append(Muon(groups(matrices, cfg.muon_lr), lr=cfg.muon_lr, weight_decay=cfg.muon_weight_decay, nesterov=True,
                                momentum=cfg.muon_momentum, ns_steps=cfg.muon_iterations))
     if puzzles:
-        optimizers.append(SignSGD(puzzles, lr=cfg.puzzle_lr, weight_decay=cfg.puzzle_weight_decay))
+        optimizers.append(SignSGD(groups(puzzles, cfg.puzzle_lr), lr=cfg.puzzle_lr, weight_decay=cfg.puzzle_weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

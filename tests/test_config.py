@@ -232,7 +232,7 @@ def test_every_entry_loads_and_makes_a_net(path):
     cfg = load_config(Config, path, {})
     assert len(cfg.hypothesis) > 20 and cfg.hypothesis.endswith((".", ")")), "an entry starts with a sentence that can turn out false"
     with torch.device("meta"):
-        net = make_net(cfg, Shape(**data.shape_of(cfg.data)), torch.float32)
+        net = make_net(cfg, Shape(**data.shape_of(cfg.data, cfg.arc)), torch.float32)
     assert sum(p.numel() for p in net.parameters()) > 1000
     data._validate(cfg.data)
 

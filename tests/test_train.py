@@ -84,7 +84,7 @@ def test_accumulation_equals_one_piece(settings, early):
                  "puzzle": torch.zeros(6, dtype=torch.long)}
         carry = net.refill(net.start(batch), batch, net.first_states(6, 16, g))
         carry.steps = torch.tensor([0, 1, 2, 0, 1, 1])
-        carry, sums = forward_backward(net, carry, torch.tensor([0, 3, 0, 2, 0, 0]), cfg)
+        carry, sums = forward_backward(net, carry, {"min_steps": torch.tensor([0, 3, 0, 2, 0, 0])}, cfg)
         results.append((carry, sums, {k: p.grad for k, p in net.named_parameters()}))
     (one, sums, grads), (many, sums_many, grads_many) = results
     assert isinstance(many, Carry) and torch.equal(one.halted, many.halted) and torch.equal(one.steps, many.steps)
