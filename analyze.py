@@ -24,8 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+import arc_plots
 import control_analysis
 import plots
+import rules
 from config import flatten, read_toml
 from data import UserError
 from stats import GOAL, excludes_zero, first_reached, interval, last_third, paired, ratio, spikes, wilson
@@ -673,12 +675,26 @@ def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list
     return text, ["table.md", "table.csv", "table.json", *(plots.write(out, groups) if groups else [])]
 
 
+def decide(roots: list[Path], out: Path) -> tuple[str, list[str]]:
+    """What the decision trees say of the ARC runs below the roots, as text and into out/rules.md, with the plots of these runs."""
+    runs = load_runs(roots)
+    if not any(r.summary.get("task") == "arc" and not r.problem for r in runs):
+        raise UserError(f"{', '.join(map(str, roots))}: no finished run with data.task = 'arc', expected entries such as sweeps/laptop/arc_E1v2.toml")
+    names = names_of(runs)
+    absent = [f"not used: {names[r.entry]}/{r.folder.name}: {r.problem}" for r in runs if r.problem]
+    text = "\n".join([rules.read(runs), *absent])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rules.md").write_text(text + "\n", encoding="utf-8")
+    return text, ["rules.md", *arc_plots.write(out, runs)]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("roots", nargs="+", type=Path, metavar="folder", help="folders with run folders below")
     parser.add_argument("--out", type=Path, help="where tables and plots go (default: results/<name of the first folder>)")
     parser.add_argument("--depth", action="store_true", help="accuracy against T and n at evaluation, of the trained nets below the folders")
     parser.add_argument("--baseline", default="", metavar="entry", help="the entry that others of its folder are compared with (default: baseline)")
+    parser.add_argument("--rules", action="store_true", help="ARC runs: the decision trees of documents 002 and 003, and their plots, instead of tables")
 
     def fail(message: str):
         raise UserError(f"command line: {message}; see python analyze.py --help")
@@ -688,7 +704,10 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
         first = args.roots[0].resolve()
         out = args.out or Path("results", first.parent.name if args.depth and (first / "best.pt").exists() else first.name)
-        text, files = depth(args.roots, out) if args.depth else analyze(args.roots, out, args.baseline)
+        if args.rules:
+            text, files = decide(args.roots, out)
+        else:
+            text, files = depth(args.roots, out) if args.depth else analyze(args.roots, out, args.baseline)
         print(f"{text}\nwrote {out}/: {', '.join(files)}")
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
