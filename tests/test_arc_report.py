@@ -176,7 +176,7 @@ def test_training_remembers_and_the_context_is_why(tmp_path):
     """A few tasks are learned by an encoder, not without their context: the whole path is alive."""
     keys = {"arc": {"side": 3, "rules": "colours", "colours": 4, "train_tasks": 3, "val_tasks": 0, "test_tasks": 1, "rule_queries": 1},
             "encoder": {"positions": "rope2d", "heads": 2}, "model": {"dim": 32, "positions": "rope2d", "expansion": 2.0, "halting": False, "loss": "softmax"},
-            "train": {"steps": 150, "batch_size": 12, "optimizer": "muon", "muon_lr": 0.05, "lr": 0.005, "warmup": 10, "eval_every": 150, "ema": 0.9, "log_every": 50}}
+            "train": {"steps": 150, "batch_size": 12, "optimizer": "muon", "muon_lr": 0.01, "lr": 0.005, "warmup": 10, "eval_every": 150, "ema": 0.9, "log_every": 50}}
     summary = tiny.run(tmp_path / "seed0", **tables("standard", keys))
     train = summary["arc"]["train"]
     assert train["exact"] == 1 and train["context"]["shuffled"] < 1 and train["n"] == 3, train
