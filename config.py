@@ -41,9 +41,12 @@ def nearest(word: str, known) -> str:
     return f", did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
 
 
+FIELD = r"^    (\w+): (?:[^#\n]|\n {5,})*?  # (.+)$"  # a field, its type perhaps over several lines, and its comment
+
+
 def comments(cls) -> dict[str, str]:
     """The comment behind each field of a dataclass: its help text."""
-    return {m[1]: m[2] for m in re.finditer(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE)}
+    return {m[1]: m[2] for m in re.finditer(FIELD, inspect.getsource(cls), re.MULTILINE)}
 
 
 def read_toml(path: Path) -> dict:

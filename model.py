@@ -82,13 +82,13 @@ class Shape:
     seq_len: int  # cells L
     vocab_size: int  # tokens V
     num_puzzles: int = 1  # rows of the puzzle embedding
-    num_tasks: int = 1  # tasks, of each of which there may be several puzzles
     box_rows: int = 0  # Sudoku's boxes; 0: none
     box_cols: int = 0
     features: int = 0  # length F of the vector to be classified; 0: the question is tokens
     classes: int = 0  # classes of the one answer per example; 0: an answer per cell
     controls: int = 0  # controls per time step, for planner.py; 0: the answers are tokens or classes
     scale: tuple = ()  # of those nets: means and standard deviations of inputs and controls
+    num_tasks: int = 1  # tasks, of each of which there may be several puzzles
 
     @property
     def digits(self) -> int:

@@ -59,11 +59,13 @@ def check_same(folder: Path, cfg, free: set[str]) -> None:
     old = read_toml(folder / "config.toml")
     old = {k: v for k, v in old.items() if not isinstance(v, dict)} | {
         f"{t}.{k}": v for t, keys in old.items() if isinstance(keys, dict) for k, v in keys.items()}
+    defaults = flatten(type(cfg)())
     for key, value in flatten(cfg).items():
-        if key not in free and old.get(key) != value:
-            was, now = json.dumps(old.get(key)), json.dumps(value)
+        if key not in free and old.get(key, defaults[key]) != value:  # a key younger than the folder had its default there
+            before = old.get(key, defaults[key])
+            was, now = json.dumps(before), json.dumps(value)
             raise UserError(f"{folder} was made with {key} = {was}, this command says {now}; "
-                            f"delete it, pass --{key}={old[key] if isinstance(old.get(key), str) else was}, or choose another --out")
+                            f"delete it, pass --{key}={before if isinstance(before, str) else was}, or choose another --out")
 
 
 def cut_metrics(path: Path, step: int) -> None:

@@ -367,6 +367,21 @@ def test_other_tasks_refuse_the_tables(table):
         assert (table, {"arc": "demos", "encoder": "kind"}[table]) in {problem[:2] for problem in cfg.problems()}
 
 
+def test_a_folder_of_older_code_goes_on(tmp_path, capsys):
+    """It lacks the newer tables and the carry's state: they had their defaults."""
+    tiny.run(tmp_path / "whole", train={"steps": 2})
+    path = tmp_path / "whole/config.toml"
+    text = path.read_text()
+    path.write_text(text[: text.index("[arc]")])
+    state = torch.load(tmp_path / "whole/ckpt.pt", weights_only=True)
+    del state["processes"][0]["carry"]["state"]
+    torch.save(state, tmp_path / "whole/ckpt.pt")
+    (tmp_path / "whole/summary.json").unlink()
+    assert tiny.run(tmp_path / "whole", train={"steps": 2})["steps"] == 2
+    with pytest.raises(UserError, match="was made with"):
+        tiny.run(tmp_path / "whole", **tables())
+
+
 SWITCHES = {"lr": 0.5, "decoder_lr": 0.5, "freeze_steps": 1, "freeze_decoder_steps": 1, "frozen": True, "kl_weight": 1.0, "decoder": None, "kind": "lpn_standard"}
 
 

@@ -13,8 +13,10 @@ import torch
 import data
 import tiny
 import train as training
+from arc import ArcConfig
 from config import command_line, flatten, load_config, to_toml
 from data import DataConfig
+from encoders import EncoderConfig
 from model import ModelConfig, Shape
 from planner import PlanConfig
 from train import Config, TrainConfig, main, make_net
@@ -91,7 +93,7 @@ def test_words_stay_words_where_a_string_is_wanted(tmp_path):
     ("[train]\nlearning_rate = 3", r"{e} \[train\]: unknown key 'learning_rate'.*"),
     ("[modle]\ndim = 3", r"{e}: unknown key 'modle', did you mean 'model'\?"),
     ("sede = 3", r"{e}: unknown key 'sede', did you mean 'seed'\?"),
-    ("qqqq = 3", r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train, plan"),
+    ("qqqq = 3", r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train, plan, arc, encoder"),
     ("model = 3", r"{e}: model = 3, expected a table \[model\]"),
     ("[model]\ndim = 'big'", r"{e} \[model\]: dim = 'big', expected an integer \(default 512\)"),
     ("[model]\nT = 3.0", r"{e} \[model\]: T = 3.0, expected an integer \(default 3\)"),
@@ -189,13 +191,14 @@ def test_help_lists_every_key_with_its_meaning_choices_and_default(capsys):
         main(["--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for cls, prefix in ((Config, ""), (ModelConfig, "model."), (DataConfig, "data."), (TrainConfig, "train."), (PlanConfig, "plan.")):
+    for cls, prefix in ((Config, ""), (ModelConfig, "model."), (DataConfig, "data."), (TrainConfig, "train."), (PlanConfig, "plan."), (ArcConfig, "arc."),
+                        (EncoderConfig, "encoder.")):
         source = Path(sys.modules[cls.__module__].__file__).read_text()
         body = source[source.index(f"class {cls.__name__}:"):]
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(f.type) or f.name == "hypothesis":
                 continue
-            meaning = re.search(rf"^    {f.name}: .*?  # (.+)$", body, re.MULTILINE)
+            meaning = re.search(rf"^    {f.name}: (?:.*\n {{5,}})*.*?  # (.+)$", body, re.MULTILINE)
             assert meaning, f"{prefix}{f.name} has no comment"
             shown = re.search(rf"--{re.escape(prefix + f.name)} {re.escape(' '.join(meaning[1].split()))} (\{{[^}}]*\}} )?\(default ([^)]*)\)", text)
             assert shown, f"{prefix}{f.name} is not in --help as it is in the code"
@@ -212,7 +215,8 @@ def test_config_toml_gives_the_config_back(tmp_path):
         path = write(tmp_path / "config.toml", to_toml(cfg, "sweeps/some entry.toml"))
         assert load_config(Config, path, {}) == cfg
         assert flatten(cfg).keys() == {"hypothesis", "expected", "seed", "out"} | {
-            f"{t}.{f.name}" for t, c in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig), ("plan", PlanConfig)) for f in dataclasses.fields(c)}
+            f"{t}.{f.name}" for t, c in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig), ("plan", PlanConfig), ("arc", ArcConfig),
+                                         ("encoder", EncoderConfig)) for f in dataclasses.fields(c)}
 
 
 def test_config_knows_no_torch():

@@ -755,7 +755,7 @@ def test_the_command_line_answers_help_and_fails_with_code_2(tmp_path):
 
 @pytest.mark.parametrize("names, code, expected", [
     (["puzzles.py"], "import puzzles; print(puzzles.solve_maze('S  ##G   ').count('o'))", "2\n"),
-    (["puzzles.py", "features.py", "data.py"], "import data; print(len(data.load(data.DataConfig(size=5)).test))", "512\n"),
+    (["puzzles.py", "features.py", "control.py", "control_metrics.py", "stats.py", "arc.py", "data.py"], "import data; print(len(data.load(data.DataConfig(size=5)).test))", "512\n"),
 ])  # fmt: skip
 def test_the_files_can_be_copied_without_the_rest_and_import_without_torch(tmp_path, names, code, expected):
     for name in names:

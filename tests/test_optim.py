@@ -342,7 +342,7 @@ class Recorder(torch.optim.Optimizer):
 def gradients(folder, monkeypatch, **keys) -> list[torch.Tensor]:
     recorder = []
 
-    def record(net, cfg):
+    def record(net, cfg, rates=None):
         recorder.append(Recorder(net.parameters()))
         recorder[0].param_groups[0]["peak"] = 1.0
         return recorder

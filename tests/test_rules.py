@@ -179,6 +179,18 @@ def test_rules_without_arc_runs_are_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_older_runs_of_other_tasks_lack_the_tables_and_are_seeds_of_the_same_entry(tmp_path):
+    from test_analyze import fake as other
+    for seed in (0, 1):
+        path = other(tmp_path / f"runs/maze/seed{seed}", 0.9, seed=seed) / "config.toml"
+        text = path.read_text()
+        assert "[arc]" in text and "[encoder]" in text
+        if seed:
+            path.write_text(text[: text.index("[plan]")])
+    group, = analyze.group(analyze.load_runs([tmp_path / "runs"]))
+    assert len(group.runs) == 2 and group.name == "maze"
+
+
 def test_analyze_needs_no_torch_for_rules():
     import subprocess
     import sys

@@ -700,8 +700,8 @@ def test_smoke_runs_spend_no_more_on_evaluation_than_on_training():
 def test_the_test_set_is_not_touched_before_the_end(tmp_path, monkeypatch):
     load, evaluate_, seen = data.load, training.evaluate, []
 
-    def watched(cfg):
-        dataset = load(cfg)
+    def watched(*args):
+        dataset = load(*args)
         seen.append(dataset.test)
         return dataset
 
