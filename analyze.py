@@ -632,7 +632,7 @@ def depth(roots: list[Path], out: Path) -> tuple[str, list[str]]:
         if other:
             raise UserError(f"{folder} differs from {folders[0]} in {', '.join(other)}, expected seeds of one configuration")
     first = runs[0][0]
-    dataset, (Ts, ns) = data.load(first.data), DEPTHS
+    dataset, (Ts, ns) = data.load(first.data, first.arc), DEPTHS
     lines = []
     for folder, (cfg, net, _) in zip(folders, runs):
         cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=256, accumulate=1))

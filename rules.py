@@ -280,7 +280,7 @@ def _pooled(found: list[dict]) -> str:
 def words(verdicts: list[Verdict]) -> Iterator[str]:
     for v in verdicts:
         state = {True: "FIRED", False: "no", None: "open"}[v.fired]
-        yield f"{v.rule:5} {state:6} {v.figures}" + (f" -> {v.then}" if v.fired and v.then else "")
+        yield f"- {v.rule:5} {state:6} {v.figures}" + (f" -> {v.then}" if v.fired and v.then else "")
 
 
 def next_entries(verdicts: list[Verdict]) -> list[str]:
@@ -291,16 +291,16 @@ def next_entries(verdicts: list[Verdict]) -> list[str]:
 def read(runs: list) -> str:
     """The whole report on finished runs (of analyze.load_runs)."""
     cells = cells_of(runs)
-    text = table(cells)
-    text += [f"note   {name} is {SAME[name]} under another name: run once, its seeds are the cell's" for name in SAME if SAME[name] in cells]
-    text += [f"WARNING  {line}" for line in unmatched(cells)]
+    text = [*table(cells), ""]
+    text += [f"- note   {name} is {SAME[name]} under another name: run once, its seeds are the cell's" for name in SAME if SAME[name] in cells]
+    text += [f"- WARNING  {line}" for line in unmatched(cells)]
     if any(n in cells for n in DEBUG):
         found = debug_rules(cells)
         wait = missing(cells, ["E0v2", "E1v2", "E_diag1"])
-        text += ["", "Document 003, on exact accuracy:", *words(found), f"next   {', '.join(dict.fromkeys(wait + next_entries(found))) or 'nothing'}"]
+        text += ["", "Document 003, on exact accuracy:", "", *words(found), f"- next   {', '.join(dict.fromkeys(wait + next_entries(found))) or 'nothing'}"]
     if any(n in cells for n in RECURRENT):
         found = recurrent_rules(cells)
         wait = missing(cells, ["E0a", "E0b"])
-        text += ["", "Document 002, on exact accuracy:", *words(found), "on cells, as written (copying gets the share above):", *words(recurrent_rules(cells, "a")),
-                 f"next   {', '.join(dict.fromkeys(wait + next_entries(found))) or 'nothing'}"]
+        text += ["", "Document 002, on exact accuracy:", "", *words(found), "", "on cells, as written (copying gets the share above):", "",
+                 *words(recurrent_rules(cells, "a")), f"- next   {', '.join(dict.fromkeys(wait + next_entries(found))) or 'nothing'}"]
     return "\n".join(text)

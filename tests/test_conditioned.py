@@ -323,11 +323,11 @@ def test_a_decoder_is_where_training_starts(decoder, tmp_path):
 def test_a_decoder_that_does_not_fit_is_refused(decoder, tmp_path):
     shape = Shape(16, 5)
     model = config().model
-    for change, words in (({"n_layers": 2}, "lacks 'net.blocks.1"), ({"multiple": 64}, "expected (64, 16)"), ({"n": 2}, "was trained with model.n = 1"),
+    for keys, words in (({"n_layers": 2}, "lacks 'net.blocks.1"), ({"multiple": 64}, "expected (64, 16)"), ({"n": 2}, "was trained with model.n = 1"),
                           ({"T": 1}, "was trained with model.T = 2"), ({"two_nets": True}, "lacks 'net_y")):
         with pytest.raises(UserError, match=".") as error:
-            load_decoder(Conditioned(replace(model, **change), config().encoder, shape), str(decoder), set())
-        assert words.split("expected (")[0] in str(error.value), (change, str(error.value))
+            load_decoder(Conditioned(replace(model, **keys), config().encoder, shape), str(decoder), set())
+        assert words.split("expected (")[0] in str(error.value), (keys, str(error.value))
     with pytest.raises(UserError, match="no finished run there"):
         load_decoder(Conditioned(model, config().encoder, shape), str(tmp_path), set())
 
@@ -407,7 +407,7 @@ def test_modes_and_translation_reach_the_batches():
         return data.draw(data.load(cfg.data, cfg.arc), cfg.data, 8, 0, 0)
 
     base = drawn()
-    for change in ({"mode": "loo"}, {"translate": False}, {"augmentations": 4}, {"demos": 1}):
-        other = drawn(**change)
-        assert any(base[k].shape != other[k].shape or (base[k] != other[k]).any() for k in base), change
+    for keys in ({"mode": "loo"}, {"translate": False}, {"augmentations": 4}, {"demos": 1}):
+        other = drawn(**keys)
+        assert any(base[k].shape != other[k].shape or (base[k] != other[k]).any() for k in base), keys
     assert ArcConfig().mode == "fewshot"
