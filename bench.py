@@ -31,7 +31,7 @@ from torch import Tensor
 import analyze
 from config import load_config, to_toml
 from data import BOX, UserError
-from model import TRM, ModelConfig, Shape, net_flop, step_calls
+from model import TRM, Shape, net_flop, step_calls
 from runs import TrainingError, write_atomic
 from train import Config, commit, cpu_has_bf16, hardware, make_run, make_world, train_step
 
