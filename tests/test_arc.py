@@ -507,7 +507,7 @@ def test_the_sentence_about_votes_has_n_and_an_interval():
 @pytest.mark.parametrize("keys, sentence", [
     ({"side": 31}, "arc.side = 31, expected 2 to 30"), ({"demos": 0}, "arc.demos = 0, expected at least 1"),
     ({"grid": 7}, "arc.grid = 7, expected 3 to arc.side = 6"), ({"colours": 2}, "arc.colours = 2, expected 3 to 10, black among them"),
-    ({"train": "x"}, "arc.test = '', expected a folder, as the other one names one"), ({"val_tasks": 0}, "arc.val_tasks = 0, expected at least 1"),
+    ({"train": "x"}, "arc.test = '', expected a folder, as the other one names one"), ({"val_tasks": -1}, "arc.val_tasks = -1, expected at least 0"),
     ({"mode": "embed", "test_augmentations": 2}, "arc.test_augmentations = 2, expected at most arc.augmentations = 1 with mode = 'embed'"),
     ({"transductive": True}, "arc.transductive = True, expected false: an encoder may not see held-out tasks in training")])
 def test_impossible_values_are_one_sentence(keys, sentence):
