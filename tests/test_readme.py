@@ -34,8 +34,10 @@ def test_the_ten_lines_of_python_in_the_readme_run(tmp_path, monkeypatch, capsys
     (tmp_path / "sweeps").symlink_to(tiny.ROOT / "sweeps")
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(block.replace('"patience": 10', '"patience": 2, "steps": 60, "eval_every": 20'), names)
+    exec(block.replace('"patience": 10', '"patience": 1, "steps": 200, "eval_every": 5'), names)
     said = re.search(r"best accuracy ([\d.]+)% in epoch (\d); test ([\d.]+)%, top-3 ([\d.]+)%\n$", capsys.readouterr().out)
     accuracy, epoch, test, top3 = map(float, said.groups())
     assert accuracy == pytest.approx(100 * names["again"], abs=0.051) and accuracy > 40 and top3 > test > 40, "ten classes: chance is 10 %"
-    assert epoch == round(names["checkpoint"]["step"] / 25) and (tmp_path / "runs/mine/seed0/ckpt.pt").exists() and not names["net"].training
+    assert names["best"]["steps"] == names["best"]["best_step"] + 5 < 200, "it stops early"
+    assert names["epoch"] == names["checkpoint"]["step"] / 25 == pytest.approx(epoch, abs=0.5)
+    assert (tmp_path / "runs/mine/seed0/ckpt.pt").exists() and not names["net"].training
