@@ -12,16 +12,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import control
 import data
 import tiny
 from control import PLANTS
 from layers import MLP, Block, Norm
-from model import ModelConfig
+from model import TRM, ModelConfig, Shape
 from planner import PlanConfig, Planner, SourcePlanner, all_plans, as_batch, evaluate_plans, full_report, make_planner, plan_loss, policy
-from train import Config, load_run, main, train
+from train import load_run, main, make_net
 
 SMALL = ModelConfig(dim=16, heads=2, n_layers=1, T=3, n=2, prefix=0, multiple=4, expansion=2.0, n_sup=1)
 SOURCE = ModelConfig(dim=128, heads=4, n_layers=2, T=3, n=4, prefix=0, multiple=1, expansion=2.0, n_sup=1, positions="none", mlp="silu",
@@ -431,5 +430,9 @@ def test_every_key_of_the_table_acts():
         assert found[what], key
 
 
-def test_a_planner_is_what_a_control_entry_makes():
-    assert isinstance(make(), Planner) and isinstance(make(), nn.Module) and Config().plan == PlanConfig() and train
+def test_a_control_entry_makes_a_planner_and_only_that():
+    cfg = tiny.config(**CONTROL)
+    shape = Shape(**data.shape_of(cfg.data))
+    assert type(make_net(cfg, shape, torch.float32)) is Planner
+    assert type(make_net(replace(cfg, plan=ONE_TOKEN, model=replace(SOURCE, T=2)), shape, torch.float32)) is SourcePlanner
+    assert type(make_net(tiny.config(), Shape(16, 6, 1, 2, 2), torch.float32)) is TRM
