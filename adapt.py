@@ -6,7 +6,6 @@ reset. Writes adapt.json into the run folder. These are figures of a separate mo
 learn at test time, which stand at 0 steps. Exit codes: 0 done, 2 bad input.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -18,7 +17,7 @@ import torch
 import arc
 import data
 from arc_report import score, solve
-from config import flatten
+from config import Parser, flatten
 from model import Shape
 from puzzles import UserError
 from runs import write_atomic
@@ -66,22 +65,17 @@ def adapt(folder: Path, steps: list[int], tasks: int = 0, lr: float = 0.0, batch
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("adapt.py", __doc__)
     parser.add_argument("run", type=Path, help="a run folder of data.task = 'arc'")
     parser.add_argument("--steps", default="0,50,200", help="training steps per task after which its queries are asked (default: 0,50,200)")
     parser.add_argument("--tasks", type=int, default=0, help="how many held-out tasks (default: all)")
     parser.add_argument("--lr", type=float, default=0.0, help="learning rate (default: the run's)")
     parser.add_argument("--batch", type=int, default=0, help="slots (default: the run's batch_size)")
-
-    def fail(message: str):
-        raise UserError(f"command line: {message}; see python adapt.py --help")
-
-    parser.error = fail
     try:
         args = parser.parse_args(argv)
         words = args.steps.split(",")
         if not all(word.isdecimal() for word in words) or min(args.tasks, args.batch, args.lr) < 0:
-            fail(f"--steps {args.steps} --tasks {args.tasks} --batch {args.batch} --lr {args.lr}: expected numbers of 0 or more, steps separated by commas")
+            parser.error(f"--steps {args.steps} --tasks {args.tasks} --batch {args.batch} --lr {args.lr}: expected numbers of 0 or more, steps separated by commas")
         torch.set_num_threads(1)
         found = adapt(args.run, sorted({int(word) for word in words}), args.tasks, args.lr, args.batch)
     except UserError as e:

@@ -10,7 +10,6 @@ until 95 % of the validation rows are right, and grokking.png. Runs that are mis
 than it was trained with, and writes depth.md, depth.csv and depth.png (and .svg). Exit codes: 0 done, 2 bad input.
 """
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -28,11 +27,11 @@ import arc_plots
 import control_analysis
 import plots
 import rules
-from config import flatten, read_toml
+from config import FREE, Parser, flatten, read_toml
 from data import UserError
 from stats import GOAL, excludes_zero, first_reached, interval, last_third, paired, ratio, spikes, wilson
 
-SHARED = {"seed", "hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within an entry
+SHARED = FREE | {"seed"}  # may differ within an entry
 FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "top3": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
 CLOCKS = ("train", "train_cpu", "validation", "test")
 COLUMNS = {"train": ("step", "loss"), "val": ("step", "seconds", "exact", "halting_steps", "n")}  # what is kept of metrics.jsonl
@@ -689,17 +688,12 @@ def decide(roots: list[Path], out: Path) -> tuple[str, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("analyze.py", __doc__)
     parser.add_argument("roots", nargs="+", type=Path, metavar="folder", help="folders with run folders below")
     parser.add_argument("--out", type=Path, help="where tables and plots go (default: results/<name of the first folder>)")
     parser.add_argument("--depth", action="store_true", help="accuracy against T and n at evaluation, of the trained nets below the folders")
     parser.add_argument("--baseline", default="", metavar="entry", help="the entry that others of its folder are compared with (default: baseline)")
     parser.add_argument("--rules", action="store_true", help="ARC runs: the decision trees of documents 002 and 003, and their plots, instead of tables")
-
-    def fail(message: str):
-        raise UserError(f"command line: {message}; see python analyze.py --help")
-
-    parser.error = fail
     try:
         args = parser.parse_args(argv)
         first = args.roots[0].resolve()

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from puzzles import UserError, rng
+from puzzles import UserError, epoch_rows, rng
 from stats import wilson
 
 PAD, END, COLOUR = 0, 1, 2  # tokens; colour c is token COLOUR + c
@@ -416,20 +416,14 @@ class Episodes:
         return Episodes(*(value[rows] for value in vars(self).values()))
 
 
-@lru_cache(maxsize=4)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return rng(seed, ORDER, epoch).permutation(rows)
-
-
 def episodes(ds: ArcData, cfg: ArcConfig, size: int, seed: int, step: int) -> Episodes:
     """The training episodes of a step, a pure function of (seed, step). Tasks come in epochs, each a new permutation.
 
     embed: a pair and no demonstrations. fewshot: a query and the first demonstrations. loo: any pair that may be seen, and a random
     subset of the others. A held-out task in ds.train (test-time training, transductive) gives its demonstrations only, and no query.
     """
-    at, g = step * size + np.arange(size), rng(seed, EPISODE, step)
-    epochs = at // len(ds.train)
-    task = ds.train[np.concatenate([_order(len(ds.train), seed, e)[at[epochs == e] % len(ds.train)] for e in np.unique(epochs)])]
+    g = rng(seed, EPISODE, step)
+    task = ds.train[epoch_rows(len(ds.train), size, step, seed, ORDER)]
     K = 0 if cfg.mode == "embed" else cfg.demos
     augmented, which, count, still = g.integers(cfg.augmentations, size=size), g.random(size), g.random(size), g.random(size)
     shuffle, place = g.random((size, max(len(t.pairs) for t in ds.tasks))), g.random((size, 1 + K, 2))

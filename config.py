@@ -22,6 +22,10 @@ else:
 from data import UserError
 
 
+# Keys that change how a run is watched or where it computes, not what it computes: a run may continue with others.
+FREE = {"hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
+
+
 def describe(kind) -> str:
     choices = typing.get_args(kind)
     return "one of " + ", ".join(repr(c) for c in choices) if choices else {int: "an integer", float: "a number", str: "a string",
@@ -192,6 +196,17 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], kinds: dict[str, typ
             table, _, name = key.rpartition(".")
             (overrides.setdefault(table, {}) if table else overrides)[name] = parse_value(text, kinds[key])
     return found, overrides
+
+
+class Parser(argparse.ArgumentParser):
+    """The command line of a program with options of its own: what is wrong with it is a UserError."""
+
+    def __init__(self, program: str, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self.program = program
+
+    def error(self, message: str):
+        raise UserError(f"command line: {message}; see python {self.program} --help")
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import control_metrics as metrics
 import data
 from config import build
-from control import PLANTS, rollout
+from control import PLANTS, Plant, rollout
 from data import DataConfig
 from plots import COLOURS, GREY, look, plain, save
 from stats import excludes_zero, paired, student
@@ -59,10 +59,8 @@ def describe(g, base) -> dict:
                   "difference_high": high, "verdict": ("helps" if mean < 0 else "hurts") if excludes_zero(low, high) else "not shown"}
 
 
-def references(cfg: DataConfig, parameters: int) -> list[dict]:
+def references(plant: Plant, train: dict, test: dict, parameters: int) -> list[dict]:
     """What policies without recursion reach on the same test rows."""
-    plant, ds = PLANTS[cfg.plant], data.load(cfg)
-    train, test = ds.train.rows, ds.test.rows
     width = metrics.mlp_width(plant, parameters)
     policies = {"zero control": metrics.zero(plant), "least squares": metrics.polynomial(plant, train, 1), "polynomial, degree 5": metrics.polynomial(plant, train, 5),
                 "nearest neighbour": metrics.nearest(plant, train), f"MLP, 2 x {width}, {metrics.mlp_parameters(plant, width):,} parameters": metrics.mlp(plant, train, width)}
@@ -128,14 +126,15 @@ def analyze(groups: list, out: Path, absent: list[tuple[str, str]], baseline: st
         base = next((g for g in members if g.runs[0].entry.name == baseline), None)
         rows = sorted((describe(g, base) for g in members), key=lambda r: r["primary"])
         cfg = build(DataConfig, {k.removeprefix("data."): v for k, v in members[0].runs[0].config.items() if k.startswith("data.")})
-        others = references(cfg, (base or members[0]).first["parameters"])
+        ds = data.load(cfg)
+        others = references(PLANTS[plant], ds.train.rows, ds.test.rows, (base or members[0]).first["parameters"])
         single = sorted((r for r in rows if r["entry"].rsplit("/", 1)[-1] in QUESTIONS), key=lambda r: -r.get("improvement_percent", -math.inf))
         result[plant] = {"configs": {r["entry"]: r for r in rows}, "best_config": rows[0]["entry"], "references": others,
                          "feature_impacts": [{"config": r["entry"], "improvement": r.get("improvement_percent"), "verdict": r["verdict"]} for r in single]}
         text += tables(plant, rows, others, answers(rows) if base else [])
         suffix = f"_{plant}" if len(plants) > 1 else ""
         files += save(out, {f"ablation_plots{suffix}": plot_ablation(members, rows, base), f"cycles{suffix}": plot_cycles(members),
-                            **({f"plans{suffix}": picture} if (picture := plot_plans(base or members[0], cfg)) else {})})
+                            **({f"plans{suffix}": picture} if (picture := plot_plans(base or members[0], PLANTS[plant], ds.test.rows)) else {})})
         with open(out / f"table{suffix}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)))
             writer.writeheader()
@@ -144,18 +143,9 @@ def analyze(groups: list, out: Path, absent: list[tuple[str, str]], baseline: st
     text += ["Runs without figures:", "", *(f"- {name}: {why}" for name, why in absent)] if absent else []
     first = groups[0].first
     text += [f"{first['hardware']}; commit {', '.join(sorted({r.summary['commit'] for g in groups for r in g.runs}))}."]
-    (out / "ablation_analysis.json").write_text(json.dumps(plainly(result), indent=1) + "\n")
+    (out / "ablation_analysis.json").write_text(json.dumps(metrics.finite(result), indent=1) + "\n")
     (out / "table.md").write_text("\n".join(text) + "\n")
     return "\n".join(text), ["table.md", "ablation_analysis.json", *files]
-
-
-def plainly(value):
-    """For JSON: no NaN, no infinity."""
-    if isinstance(value, dict):
-        return {k: plainly(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plainly(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tables(plant: str, rows: list[dict], others: list[dict], sentences: list[str]) -> list[str]:
@@ -238,7 +228,7 @@ def plot_cycles(groups: list) -> Figure:
     return fig
 
 
-def plot_plans(g, cfg: DataConfig) -> Figure | None:
+def plot_plans(g, plant: Plant, test: dict) -> Figure | None:
     """Four test rows of the entry's first seed: plans u^0 .. u^K, and closed-loop rollouts in the phase plane with the expert's beside them."""
     if not (g.runs[0].folder / "best.pt").exists():
         return None
@@ -246,7 +236,6 @@ def plot_plans(g, cfg: DataConfig) -> Figure | None:
     from train import load_run
 
     _, net, _ = load_run(g.runs[0].folder)
-    plant, test = PLANTS[cfg.plant], data.load(cfg).test.rows
     hard = np.argsort(test["optimal_costs"])[[len(test["costs"]) // 5, len(test["costs"]) // 2, 4 * len(test["costs"]) // 5, -1]]
     x0, target = test["initial_states"][hard], test["target_states"][hard]
     plans, t = all_plans(net, x0, target), np.arange(plant.N) * plant.dt

@@ -106,6 +106,15 @@ def report(plant: Plant, policy: Callable, rows: dict[str, np.ndarray], every: t
     return out
 
 
+def finite(value):
+    """Nested figures for JSON, which has no NaN and no infinity: None."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 # --- policies to compare with ---------------------------------------------------------------------------------------
 
 

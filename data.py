@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from http.client import HTTPException
 from itertools import count as count_from
 from itertools import islice
@@ -35,14 +34,13 @@ from control import generate as generate_rows
 from control import inputs as control_inputs
 from control_metrics import figures
 from features import additions, bayes, centres, generate_features, read_features
-from puzzles import BOX, FREE, LEAST_GIVENS, MAX_SIDE, PATH, UserError, rng
+from puzzles import BOX, FREE, LEAST_GIVENS, MAX_SIDE, PATH, UserError, epoch_rows, rng
 from puzzles import check, decode, encode, generate_mazes, generate_sudokus, solve_maze, solve_sudoku  # noqa: F401, also for users of data
 from puzzles import (check_ends, givens_range, puzzle_keys, redraw_mazes, shuffle_sudoku, solve_mazes, to_tokens,
                      turned_mazes)
 
 
-PlantName = Literal["double_integrator", "van_der_pol", "van_der_pol_mu", "pendulum", "rocket_standin", "source_double_integrator",
-                    "source_double_integrator_lqr8", "source_van_der_pol", "source_van_der_pol_r05"]
+PlantName = Literal[tuple(PLANTS)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Split:
     labels: np.ndarray  # (N, L) uint8 answers; features, modular: (N, 1) int64 classes; control: (N, steps, m) float32 plans
     side: int = 0  # of the grid; 0: none
     rows: dict | None = None  # control: the rows as control.py makes them, float64
-    more: dict = field(default_factory=dict)  # arc: further columns of a batch, see arc.examples
+    more: dict = field(default_factory=dict)  # further columns of a batch; arc: see arc.examples; control: start and target (N, n) float32
 
     def __len__(self):
         return len(self.inputs)
@@ -429,8 +427,9 @@ def _load_control(cfg: DataConfig) -> Dataset:
     shape = shape_of(cfg) | {"scale": tuple(tuple(map(float, part)) for pair in scaling(plant, train).values() for part in pair)}
 
     def split(rows: dict) -> Split:
-        start = control_inputs(plant, rows["initial_states"], rows["target_states"])
-        return Split(start.astype(np.float32), rows["control_sequences"].astype(np.float32), rows=rows)
+        ends = rows["initial_states"], rows["target_states"]
+        start, goal = (values.astype(np.float32) for values in ends)
+        return Split(control_inputs(plant, *ends).astype(np.float32), rows["control_sequences"].astype(np.float32), rows=rows, more={"start": start, "target": goal})
 
     return Dataset(split(train), split(val), split(test), card, shape)
 
@@ -449,11 +448,6 @@ def _load_arc(cfg: ArcConfig) -> Dataset:
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=2)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return rng(seed, ORDER, epoch).permutation(rows)
 
 
 def _fresh(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -480,11 +474,10 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
     if size % world:
         raise UserError(f"a batch of {size} does not divide among {world} processes")
     if ds.train is None:
-        inputs, labels = _fresh(ds, cfg, size, seed, step)
+        (inputs, labels), more = _fresh(ds, cfg, size, seed, step), {}
     else:
-        at = step * size + np.arange(size)
-        epochs = at // len(ds.train)
-        row = np.concatenate([_order(len(ds.train), seed, e)[at[epochs == e] % len(ds.train)] for e in np.unique(epochs)])
+        row = epoch_rows(len(ds.train), size, step, seed, ORDER)
+        more = {name: values[row] for name, values in ds.train.more.items()}
         g = rng(seed, AUGMENT, step)
         inputs, labels = ds.train.inputs[row], ds.train.labels[row]
         if ds.variants is not None:
@@ -496,11 +489,7 @@ def draw(ds: Dataset, cfg: DataConfig, size: int, seed: int, step: int, rank: in
             shown = g.random(inputs.shape) < (g.random(size) * (g.random(size) < cfg.reveal))[:, None]
             inputs = np.where(shown, labels, inputs)
     mine = slice(rank * size // world, (rank + 1) * size // world)
-    batch = {"inputs": inputs[mine], "labels": labels[mine], "puzzle": np.zeros(size // world, np.int64)}
-    if cfg.task == "control":
-        ends = {"start": ds.train.rows["initial_states"], "target": ds.train.rows["target_states"]}
-        batch |= {name: values[row][mine].astype(np.float32) for name, values in ends.items()}
-    return batch
+    return {"inputs": inputs[mine], "labels": labels[mine], "puzzle": np.zeros(size // world, np.int64)} | {k: v[mine] for k, v in more.items()}
 
 
 def tensor(values: np.ndarray):

@@ -10,7 +10,7 @@ Shapes: B slots of the batch, P prefix positions (the puzzle embedding), L cells
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -151,6 +151,15 @@ def make_mixers(cfg: ModelConfig, shape: Shape) -> list[nn.Module]:
     return conv + ([Attention(cfg.dim, cfg.heads)] if "attention" in cfg.mixer else [])
 
 
+def make_states(net: nn.Module, init: str, draw: Callable[[], Tensor]) -> None:
+    """The first y and z of a net: vectors that learn, fixed ones, or none (init = "random" draws them for every example)."""
+    for name in ("y0", "z0"):
+        if init == "learned":
+            setattr(net, name, nn.Parameter(draw()))
+        elif init == "fixed":
+            net.register_buffer(name, draw())
+
+
 class TRM(nn.Module):
     """The model. Parameters are fp32; activations have the dtype `compute` (float32, or bfloat16)."""
 
@@ -172,11 +181,7 @@ class TRM(nn.Module):
         self.q_head = nn.Linear(D, 2)  # halt, continue
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5)
-        for name in ("y0", "z0"):
-            if cfg.init == "learned":
-                setattr(self, name, nn.Parameter(trunc_normal(D, std=1.0)))
-            elif cfg.init == "fixed":
-                self.register_buffer(name, trunc_normal(D, std=1.0))
+        make_states(self, cfg.init, lambda: trunc_normal(D, std=1.0))
 
     # ------------------------------------------------------------ the recursion
 

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from control import Plant, clip, cost, encode, generate, inputs, plan_cost, rollout, source_process_supervision, terminal_error
-from control_metrics import LEAST, closed_loop, figures, report
+from control_metrics import LEAST, closed_loop, figures, finite, report
 from layers import Linear, rope_1d, trunc_normal
-from model import Carry, ModelConfig, Net, Shape
+from model import Carry, ModelConfig, Net, Shape, make_states
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,7 @@ class Planner(nn.Module):
         self.first = Linear(D, out) if self.plan.residual else None
         self.see_plan = Linear(out, D) if self.plan.feedback in ("plan", "both") else None
         self.see_error = Linear(2 * len(self.plant.Q), D) if self.plan.feedback in ("error", "both") else None
-        for name in ("y0", "z0"):
-            if cfg.init == "learned":
-                setattr(self, name, nn.Parameter(trunc_normal(D, std=1.0)))
-            elif cfg.init == "fixed":
-                self.register_buffer(name, trunc_normal(D, std=1.0))
+        make_states(self, cfg.init, lambda: trunc_normal(D, std=1.0))
 
     # ------------------------------------------------------------ the recursion
 
@@ -326,9 +322,7 @@ class SourcePlanner(Planner):
         self.see_plan = nn.Linear(whole, D)
         self.see_error = nn.Linear(plant.n, D)
         self.error_encoder = two_layers(plant.n, h // 2, D)
-        for name in ("y0", "z0"):
-            state = 0.02 * torch.randn(D)
-            setattr(self, name, nn.Parameter(state)) if cfg.init == "learned" else self.register_buffer(name, state)
+        make_states(self, cfg.init, lambda: 0.02 * torch.randn(D))
 
     def question(self, batch: dict[str, Tensor]) -> Tensor:
         ends = [batch["start"], batch["target"], torch.ones_like(batch["start"][:, :1])]
@@ -397,13 +391,12 @@ def evaluate_plans(net: Planner, rows: dict[str, np.ndarray]) -> dict:
         states, asked = closed_loop(plant, policy(net), x0, target, REPLAN)
     else:
         states, asked = rollout(plant, x0, plans[-1]), plans[-1]
-    found = figures(plant, rows, states, asked)
     with np.errstate(all="ignore"):
         reached = [terminal_error(plant, rollout(plant, x0, u), target) < plant.tolerances[-1] for u in plans]
         exact = terminal_error(plant, states, target) < plant.tolerances[-1]
         ratio = np.nan_to_num(cost(plant, states, asked, target) / np.maximum(rows["optimal_costs"], 1e-12), nan=MOST).clip(max=MOST)
     net.train(was_training)
-    mean = {"primary": math.log10(max(np.median(ratio) - 1, LEAST)), "exact": found[f"success@{plant.tolerances[-1]:g}"],
+    mean = {"primary": math.log10(max(np.median(ratio) - 1, LEAST)), "exact": float(exact.mean()),
             "mse": float(((plans[-1] - rows["control_sequences"]) ** 2).mean()), "cells": float(np.median(ratio)), "steps": float(net.cfg.T)}
     return mean | {"n": len(x0), "curve": [float(r.mean()) for r in reached], "verdict": {"exact": exact, "ratio": ratio}}
 
@@ -430,12 +423,3 @@ def full_report(net: Planner, rows: dict[str, np.ndarray], seed: int, beyond: in
         all_plans(net, x0[:1], target[:1])
         clock.append(1e3 * (time.perf_counter() - began))
     return finite(out | {"ms_per_plan": float(np.median(clock))})
-
-
-def finite(value):
-    """JSON has no infinity: None."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

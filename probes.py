@@ -12,7 +12,6 @@ Writes probes.json into each run folder and prints it in words:
 Exit codes: 0 done, 2 bad input.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -25,6 +24,7 @@ import arc
 import data
 from arc_report import report, score, solve, trained
 from conditioned import Conditioned
+from config import Parser
 from puzzles import UserError
 from runs import write_atomic
 from train import World, load_run
@@ -201,14 +201,9 @@ def words(folder: Path, found: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("probes.py", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of data.task = 'arc'")
     parser.add_argument("--against", type=Path, help="a run with a puzzle embedding, for the interface")
-
-    def fail(message: str):
-        raise UserError(f"command line: {message}; see python probes.py --help")
-
-    parser.error = fail
     try:
         args = parser.parse_args(argv)
         for folder in args.runs:

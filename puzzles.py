@@ -32,6 +32,18 @@ def rng(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
+@lru_cache(maxsize=4)
+def _order(rows: int, *key: int) -> np.ndarray:
+    return rng(*key).permutation(rows)
+
+
+def epoch_rows(rows: int, size: int, step: int, *key: int) -> np.ndarray:
+    """(size,) which of `rows` rows the batch of a step takes: they come in epochs, each a new permutation, without replacement across steps."""
+    at = step * size + np.arange(size)
+    epochs = at // rows
+    return np.concatenate([_order(rows, *key, e)[at[epochs == e] % rows] for e in np.unique(epochs)])
+
+
 # --- text -----------------------------------------------------------------------------------------------------------
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from config import FREE
 from stats import interval, student, wilson
 
 PASS, NEAR, LATE = 0.90, 0.05, 0.1
 SAME = {"E2b": "E0b", "E3a": "E0b", "E4b": "E0b"}  # document 002 lists these cells under several names; they are run once
 DEBUG = ["E0v2", "E1v2", "E_diag1", "E2_lpn", "E3_lpn_var", "E4_lower_lr", "E5_grad_clip", "E6_combined", "E7_attention"]
 RECURRENT = ["E0a", "E0b", "E1a", "E1b", "E2a", "E2c", "E2d", "E2e", "E3b", "E3c", "E3d", "E4a", "E4c"]
-FREE = {"seed", "hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}  # may differ within a cell
+SHARED = FREE | {"seed"}  # may differ within a cell
 PHASE3, PHASE2 = ["E4_lower_lr", "E5_grad_clip", "E6_combined", "E7_attention"], ["E2_lpn", "E3_lpn_var"]
 
 
@@ -113,7 +114,7 @@ def cells_of(runs: list) -> dict[str, Cell]:
             continue
         name = run.entry.name.removeprefix("arc_")
         cell = cells.setdefault(name, Cell(name))
-        if run.seed in cell.seeds or (cell.configs and any(run.config.get(k) != v for k, v in cell.configs[0].items() if k not in FREE)):
+        if run.seed in cell.seeds or (cell.configs and any(run.config.get(k) != v for k, v in cell.configs[0].items() if k not in SHARED)):
             cell.left_out += 1
             continue
         cell.seeds.append(run.seed)

@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 
 import data
 import puzzles
+from config import Parser
 from puzzles import FREE, GOAL, PATH, START, WALL, UserError
 from train import Config, load_run
 
@@ -289,7 +290,7 @@ def hero(t: Trace, summary: dict, source: str, path: Path) -> None:
 # ---------------------------------------------------------------- the command
 
 def command_line(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("solve.py", __doc__)
     parser.add_argument("run", type=Path, help="a run folder, or a best.pt")
     parser.add_argument("puzzle", nargs="?", help="the puzzle in quotes, a file that holds it, or - for standard input; left out: a new one")
     parser.add_argument("--steps", type=int, default=0, help="supervision steps (default: as in the run's evaluation, more for larger mazes)")
@@ -297,16 +298,11 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which new puzzle (default: 0)")
     parser.add_argument("--size", type=int, default=0, help="side of the new maze (default: as in training)")
     parser.add_argument("--picture", type=Path, help="write one PNG only: a puzzle step by step, beside it the test accuracy per step")
-
-    def fail(message: str):
-        raise UserError(f"command line: {message}; see python solve.py --help")
-
-    parser.error = fail
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        fail(f"unexpected {unknown[0]!r}" + ("" if unknown[0].startswith("-") else ", put the puzzle in quotes"))
+        parser.error(f"unexpected {unknown[0]!r}" + ("" if unknown[0].startswith("-") else ", put the puzzle in quotes"))
     if min(args.steps, args.seed, args.size) < 0:
-        fail("--steps, --seed and --size are 0 or more")
+        parser.error("--steps, --seed and --size are 0 or more")
     return args
 
 

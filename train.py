@@ -33,7 +33,7 @@ from arc import ArcConfig, sentence
 from arc_report import report
 from conditioned import Conditioned, gradient_share, load_decoder, means
 from conditioned import impossible as impossible_conditions
-from config import build, command_line, flatten, load_config, to_toml
+from config import FREE, build, command_line, flatten, load_config, to_toml
 from control import PLANTS
 from data import DataConfig, UserError
 from encoders import EncoderConfig
@@ -100,10 +100,6 @@ class TrainConfig:
             yield "lr_floor", "0 to 1"
         if self.accumulate > 0 and self.batch_size % self.accumulate:
             yield "accumulate", f"a divisor of batch_size = {self.batch_size}"
-
-
-# Keys that change how a run is watched or where it computes, not what it computes: a run may continue with others.
-FREE = {"hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import control_analysis
+import control_metrics
 import tiny
 from analyze import main
 from test_planner import CONTROL
@@ -68,4 +69,4 @@ def test_improvement_is_the_documents():
 
 
 def test_json_has_no_infinity():
-    assert control_analysis.plainly({"a": [1.0, float("inf"), {"b": float("nan")}]}) == {"a": [1.0, None, {"b": None}]}
+    assert control_metrics.finite({"a": [1.0, float("inf"), {"b": float("nan")}]}) == {"a": [1.0, None, {"b": None}]}
