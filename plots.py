@@ -212,7 +212,7 @@ def plot_stability(groups: list) -> Figure:
     right.set_xlabel("loss spikes per run: above 1.5 times\nthe median of the ten lines before")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlim(left=0)
-    right.set_xlim(left=-0.1)
+    right.set_xlim(-0.1, max(1, right.get_xlim()[1]))  # spikes are counted, also where there is none
     fig.supxlabel(f"mean over seeds; small dots: seeds; {seeds_and_puzzles(groups)}", fontsize=8, color=GREY)
     return fig
 
