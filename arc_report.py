@@ -50,8 +50,10 @@ def score(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def ablation(net: TRM, cfg, rows: dict[str, np.ndarray], world) -> dict[str, float]:
-    """Exact with another task's context, with the mean over rows (of an encoder), and with zeros."""
+    """Exact with another task's context, with the mean over the rows of a batch (of an encoder), and with zeros."""
     result = {}
+    mixed = np.random.default_rng(0).permutation(len(rows["task"]))  # as they come, the queries of a batch are of one task, or of few
+    rows = {k: v[mixed] for k, v in rows.items()}
     if (other := another_task(rows["task"])) is not None:
         swapped = rows | {k: rows[k][other] for k in ("demos", "mask", "task", "puzzle") if k in rows}
         result["shuffled"] = score(solve(net, cfg, swapped, world)[0], rows["labels"])["exact"]

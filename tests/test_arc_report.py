@@ -91,6 +91,20 @@ def test_training_tasks_of_a_transductive_run_are_not_the_held_out_ones():
     assert sorted(set(split.more["task"])) == list(range(6))
 
 
+def test_the_mean_context_is_one_of_many_tasks(monkeypatch):
+    batches = []
+
+    def solve(net, cfg, rows, world, wrong=""):
+        batches.extend(rows["task"][at : at + 8] for at in range(0, 80, 8) if wrong == "mean")
+        return (rows["labels"],)
+
+    monkeypatch.setattr(arc_report, "solve", solve)
+    net, task = Conditioned.__new__(Conditioned), np.repeat(np.arange(10), 8)  # eight queries of each task, one after the other
+    right = arc_report.ablation(net, None, {"task": task, "labels": task[:, None], "demos": task, "mask": task, "puzzle": task}, WORLD)
+    assert right == {"shuffled": 1, "mean": 1, "zero": 1} and len(batches) == 10  # labels stay with their rows
+    assert min(len(set(batch)) for batch in batches) > 3
+
+
 def test_score_by_hand():
     labels = np.array([[2, 3, -100], [4, 5, 6]])
     found = score(np.array([[2, 3, 9], [4, 5, 7]]), labels)
@@ -134,7 +148,8 @@ def test_wrong_contexts_reach_the_net(run):
         arc_report.ablation(net, replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"]))), rows, WORLD)
     torch.testing.assert_close(seen["mean"], seen[""].mean(0, keepdim=True).expand_as(seen[""]))
     assert not seen["zero"].any() and seen[""].any()
-    torch.testing.assert_close(contexts[0], seen[""][another_task(rows["task"])])  # the other task's, in a static first step
+    mixed = np.random.default_rng(0).permutation(len(rows["task"]))
+    torch.testing.assert_close(contexts[0], seen[""][mixed][another_task(rows["task"][mixed])])  # the other task's, in a static first step
 
 
 def test_context_figures_by_hand():
