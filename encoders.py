@@ -47,7 +47,7 @@ class EncoderConfig:
     heads: int = 8  # attention heads
     pooling: Literal["mean", "attention", "weighted"] = "mean"  # cells of a demonstration to a vector (standard, variational, recurrent_standard, trm_style)
     positions: Literal["rope", "rope2d"] = "rope"  # 1-D over input then output, or the row and column that both share
-    norm_place: Literal["post", "pre"] = "post"  # norm after or before each part; reading with a CLS token is always pre, recurrence always post
+    norm_place: Literal["post", "pre"] = "post"  # norm after or before each part; reading with a CLS token is always pre, trm_style recurs post
     set_layers: int = 1  # blocks that join the demonstrations
     expansion: float = 4.0  # inner width of the MLPs, in units of the width (times 2/3: SwiGLU)
     multiple: int = 256  # inner widths are rounded up to a multiple of this
@@ -284,7 +284,7 @@ class Encoder(nn.Module):
                 self.first = nn.Parameter(first)
             mixer = Attention if self.join == "recursion" else MaskedAttention
             self.blocks = nn.ModuleList(Block([mixer(dim, cfg.heads)], MLP(dim, "swiglu", cfg.expansion, cfg.multiple), "rms",
-                                              cfg.norm_place == "pre" and not recurrent) for _ in range(cfg.set_layers))
+                                              cfg.norm_place == "pre" and self.join != "recursion") for _ in range(cfg.set_layers))
         self.latent = cfg.latent or (32 if cfg.kind == "lpn_var" else width)
         if self.bottleneck_at:
             self.bottleneck = Bottleneck(width, self.latent)
@@ -325,6 +325,8 @@ class Encoder(nn.Module):
             new = state
             for block in self.blocks:
                 new = block(new, (vectors, mask, None))
+            if self.cfg.norm_place == "pre":
+                new = self.norm(new)  # what is carried must not grow from step to step
         else:
             task, P = masked_mean(vectors, mask)[:, None], self.prefix
             angles = rope_1d(P, self.dim // self.cfg.heads, device=state.device)

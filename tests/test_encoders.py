@@ -134,7 +134,7 @@ def test_encoder_pools_by_hand():
 
 LEARNING = [(kind, {}) for kind in KINDS] + [
     ("standard", {"pooling": "attention"}), ("recurrent_standard", {"pooling": "weighted"}), ("trm_style", {"pooling": "attention", "gain_learned": True}),
-    ("standard", {"norm_place": "pre"}), ("lpn_var", {"gain_learned": True}), ("trm_style", {"carry_ema": 0.9}), ("trm_style", {"T": 1})]
+    ("standard", {"norm_place": "pre"}), ("recurrent_standard", {"norm_place": "pre"}), ("lpn_var", {"gain_learned": True}), ("trm_style", {"carry_ema": 0.9}), ("trm_style", {"T": 1})]
 
 
 @pytest.mark.parametrize("kind, keys", LEARNING, ids=str)
@@ -326,6 +326,14 @@ def test_encoder_context_has_rms_of_the_gain(kind, norm_place):
     assert learned.gain.item() == 0.25 and isinstance(learned.gain, torch.nn.Parameter)
 
 
+@pytest.mark.parametrize("norm_place", ["post", "pre"])
+def test_recurrent_encoder_state_does_not_grow(norm_place):
+    encoder, batch, state = make("recurrent_standard", norm_place=norm_place).eval(), examples(), None
+    for _ in range(30):
+        context, state, _ = encode(encoder, batch, encoder.reset(state, torch.zeros(B, dtype=torch.bool)))
+    torch.testing.assert_close(state.square().mean(-1).sqrt(), torch.ones(B, P), rtol=1e-3, atol=0)
+
+
 def test_encoder_context_positions_differ_at_the_start():
     batch = examples()
 
@@ -492,6 +500,7 @@ SWITCHES = [  # key, value, under, what moves: the weights' shapes, the context,
     ("positions", "rope2d", {}, {"context"}),
     ("norm_place", "pre", {}, {"context"}),
     ("norm_place", "pre", {"kind": "lpn_standard"}, set()),
+    ("norm_place", "pre", {"kind": "recurrent_standard"}, {"context"}),
     ("set_layers", 2, {}, {"weights"}),
     ("set_layers", 2, {"kind": "lpn_standard"}, set()),
     ("expansion", 4.0, {}, {"weights"}),
