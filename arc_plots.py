@@ -146,7 +146,7 @@ def plot_grids(folder: Path, side: str = "test", count: int = 6) -> Figure | Non
         off = np.flatnonzero(there & (answers[row] != labels[row]))
         axes[2, column].plot(off % n, off // n, "x", color="white", mec="white", ms=5, mew=2.4)
         axes[2, column].plot(off % n, off // n, "x", color="black", ms=4, mew=1)
-        axes[2, column].set_xlabel("exact" if not len(off) else f"{len(off)} cells wrong", fontsize=10)
+        axes[2, column].set_xlabel("exact" if not len(off) else f"{len(off)} cell{'s' * (len(off) > 1)} wrong", fontsize=10)
     solved, total = int((~wrong).sum()), len(wrong)
     fig.suptitle(f"{'held-out' if side == 'test' else 'training'} tasks, {solved} of {total} exact; white: outside the grid, light grey: its end", fontsize=10)
     return fig
