@@ -56,7 +56,10 @@ def probe(folder: Path, against: Path | None = None) -> dict:
 
 
 def tensors(rows: dict[str, np.ndarray], count: int = 64) -> dict[str, torch.Tensor]:
-    return {k: data.tensor(v[:count]) for k, v in rows.items()}
+    """At most `count` rows, spread over all of them: neighbours are queries of one task."""
+    N = len(rows["task"])
+    at = np.linspace(0, N - 1, min(count, N)).astype(int)
+    return {k: data.tensor(v[at]) for k, v in rows.items()}
 
 
 def first_step(net: Conditioned, batch: dict, **keys):
@@ -195,6 +198,8 @@ def words(folder: Path, found: dict) -> str:
     if gradient := found.get("gradient"):
         lines.append("  gradient at the context over that at the question, by step: " + ", ".join(f"{r:.3g}" for r in gradient["context_over_question"]))
         lines.append("  gradient by part: " + ", ".join(f"{k} {v:.3g}" for k, v in gradient["parts"].items()))
+        if (cosine := gradient.get("cosine_between_tasks")) is not None:
+            lines.append(f"  cosine of the encoder's gradients of two tasks: {cosine:.3g} on average")
     if "noise" in found:
         lines.append(f"  answers that differ between two samples: {100 * found['noise']:.1f} %")
     return "\n".join(lines)

@@ -213,6 +213,11 @@ def test_probes_of_a_run(run, capsys):
     assert "by demonstrations shown: 0:" in capsys.readouterr().out
 
 
+def test_probes_look_at_many_tasks():
+    task = np.repeat(np.arange(8), 60)  # sixty queries of each task, one after the other
+    assert probes.tensors({"task": task}, 8)["task"].tolist() == list(range(8)) and len(probes.tensors({"task": task[:5]})["task"]) == 5
+
+
 def test_probes_compare_with_an_embedding(run, tmp_path):
     tiny.run(tmp_path / "seed0", **tables("none", EMBED, {"train": {"steps": 3}, "arc": {"rules": "moves+colours"}}))
     found = probes.probe(run[0], tmp_path / "seed0")["interface"]
