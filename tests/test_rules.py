@@ -158,6 +158,14 @@ def test_other_budgets_and_configurations_are_pointed_out(tmp_path):
     assert "unequal steps" in text and "E1v2: 1 run(s) of another configuration" in text and "E_diag1: its warm-up is more than a tenth" in text
 
 
+def test_asking_any_pair_is_asking_all():
+    def warnings(mode, targets):
+        other = {"arc.mode": "embed", "arc.targets": "all"}
+        return [*rules.unmatched({"E1v2": rules.Cell("E1v2", configs=[{"arc.mode": mode, "arc.targets": targets}]), "E0v2": rules.Cell("E0v2", configs=[other])})]
+
+    assert warnings("loo", "queries") == [] and "unequal target pairs" in warnings("fewshot", "queries")[0]
+
+
 def test_analyze_prints_the_rules_and_draws(tmp_path, capsys):
     fake(tmp_path / "runs/E1v2/seed0", 0.9), fake(tmp_path / "runs/E0v2/seed0", 0.96)
     g = np.random.default_rng(0)
