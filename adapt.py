@@ -20,7 +20,7 @@ from arc_report import score, solve
 from config import Parser, flatten
 from model import Shape
 from puzzles import UserError
-from runs import write_atomic
+from runs import TrainingError, write_atomic
 from train import Config, load_run, make_run, make_world, train_step
 
 
@@ -78,10 +78,10 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--steps {args.steps} --tasks {args.tasks} --batch {args.batch} --lr {args.lr}: expected numbers of 0 or more, steps separated by commas")
         torch.set_num_threads(1)
         found = adapt(args.run, sorted({int(word) for word in words}), args.tasks, args.lr, args.batch)
-    except UserError as e:
+        write_atomic(args.run / "adapt.json", lambda f: f.write((json.dumps(found, indent=1) + "\n").encode()))
+    except (UserError, TrainingError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    write_atomic(args.run / "adapt.json", lambda f: f.write((json.dumps(found, indent=1) + "\n").encode()))
     print(f"{args.run}: test-time training, a mode of its own")
     for n, part in found["steps"].items():
         print(f"  {n:>5} steps per task: {100 * part['exact']:.1f} % exact ({100 * part['exact_low']:.1f} to {100 * part['exact_high']:.1f}, n = {part['n']}), {arc.sentence(part)}")

@@ -27,11 +27,10 @@ import arc_plots
 import control_analysis
 import plots
 import rules
-from config import FREE, Parser, flatten, read_toml
+from config import SHARED, Parser, flatten, read_toml
 from data import UserError
 from stats import GOAL, excludes_zero, first_reached, interval, last_third, paired, ratio, spikes, wilson
 
-SHARED = FREE | {"seed"}  # may differ within an entry
 FIGURES = {"exact": "test", "valid": "test", "optimal": "test", "cells": "test", "top3": "test", "halting_exact": "test_halting", "halting_steps": "test_halting"}
 CLOCKS = ("train", "train_cpu", "validation", "test")
 COLUMNS = {"train": ("step", "loss"), "val": ("step", "seconds", "exact", "halting_steps", "n")}  # what is kept of metrics.jsonl

@@ -36,9 +36,9 @@ def by_entry(runs: list) -> dict[str, list]:
     return found
 
 
-def curve(ax, runs: list, key: str, k: int, text: str, scale: float = 1.0) -> None:
-    """The mean over seeds, and the seeds faint."""
-    curves = [smooth(lines_of(run.folder), key) for run in runs]
+def curve(ax, seeds: list[list[dict]], key: str, k: int, text: str, scale: float = 1.0) -> None:
+    """The mean over seeds (the training lines of each), and the seeds faint."""
+    curves = [smooth(lines, key) for lines in seeds]
     curves = [c for c in curves if len(c[0])]
     if not curves:
         return
@@ -50,16 +50,15 @@ def curve(ax, runs: list, key: str, k: int, text: str, scale: float = 1.0) -> No
     ax.plot(x, scale * mean, lw=2, ms=5, markevery=max(1, len(x) // 10), label=text, **style)
 
 
-def plot_curves(runs: list) -> Figure:
+def plot_curves(entries: dict[str, list], lines: dict[Path, list]) -> Figure:
     """Exact and cells of the rows that halt in training; dashed: what copying the question gets."""
-    entries = by_entry(runs)
     fig = Figure(figsize=(12.5, height(len(entries))), layout="constrained", dpi=130)
     left, right = fig.subplots(1, 2)
     copies = set()
     for k, (name, members) in enumerate(entries.items()):
         text = f"{name} ({len(members)} seed{'s' * (len(members) > 1)})"
-        curve(left, members, "exact", k, text, 100)
-        curve(right, members, "cells", k, text, 100)
+        for ax, key in ((left, "exact"), (right, "cells")):
+            curve(ax, [lines[r.folder] for r in members], key, k, text, 100)
         copies |= {round(100 * r.summary["arc"]["train"]["copy_cells"], 1) for r in members if "arc" in r.summary}
     left.axhline(90, color=GREY, ls=":", lw=1.2, label="90 %")
     for copy in sorted(copies):
@@ -73,16 +72,16 @@ def plot_curves(runs: list) -> Figure:
     return fig
 
 
-def plot_health(runs: list) -> Figure | None:
+def plot_health(entries: dict[str, list], lines: dict[Path, list]) -> Figure | None:
     """What the encoders are like while they learn; None without encoders."""
-    entries = {name: members for name, members in by_entry(runs).items() if members[0].config.get("encoder.kind", "none") != "none"}
+    entries = {name: members for name, members in entries.items() if members[0].config.get("encoder.kind", "none") != "none"}
     if not entries:
         return None
     fig = Figure(figsize=(13.5, 7.6), layout="constrained", dpi=130)
     axes = fig.subplots(2, 2, sharex=True).ravel()
     for ax, (key, what) in zip(axes, HEALTH.items()):
         for k, (name, members) in enumerate(entries.items()):
-            curve(ax, members, key, k, f"{name} ({len(members)})")
+            curve(ax, [lines[r.folder] for r in members], key, k, f"{name} ({len(members)})")
         ax.set(ylabel=what, ylim=(0, None))
         plain(ax)
     for ax in axes[2:]:
@@ -92,10 +91,10 @@ def plot_health(runs: list) -> Figure | None:
     return fig
 
 
-def plot_demos(runs: list) -> Figure | None:
+def plot_demos(entries: dict[str, list]) -> Figure | None:
     """Exact on held-out tasks by the number of demonstrations shown, a row per entry; None where no probes.json is found."""
     rows = {}
-    for name, members in by_entry(runs).items():
+    for name, members in entries.items():
         found = [json.loads(path.read_text())["demos"] for r in members if (path := r.folder / "probes.json").exists()]
         found = [f["test"] for f in found if f]
         if found:
@@ -125,9 +124,8 @@ def plot_grids(folder: Path, side: str = "test", count: int = 6) -> Figure | Non
     with np.load(path) as file:
         inputs, labels, answers = (file[f"{side}_{name}"] for name in ("inputs", "labels", "answers"))
     wrong = ((answers != labels) & (labels >= 0)).any(1)
-    bad = np.flatnonzero(wrong)[: count // 2 if not wrong.all() else count]
-    good = np.flatnonzero(~wrong)[: count - len(bad)]
-    rows = np.concatenate([good, bad, np.flatnonzero(wrong)[len(bad): len(bad) + count - len(good) - len(bad)]])[:count]
+    good = np.flatnonzero(~wrong)[: count - min(count // 2, wrong.sum())]
+    rows = np.concatenate([good, np.flatnonzero(wrong)[: count - len(good)]])
     n = math.isqrt(inputs.shape[1])
     fig = Figure(figsize=(1.55 * len(rows) + 0.7, 5.1), layout="constrained", dpi=130)
     axes = fig.subplots(3, len(rows), squeeze=False)
@@ -154,8 +152,10 @@ def plot_grids(folder: Path, side: str = "test", count: int = 6) -> Figure | Non
 
 def write(out: Path, runs: list) -> list[str]:
     """Every plot as PNG into `out`; the file names."""
-    figures = {"arc_curves": plot_curves(runs), "arc_health": plot_health(runs), "arc_demos": plot_demos(runs)}
-    for name, members in by_entry(runs).items():
+    entries = by_entry(runs)
+    lines = {r.folder: lines_of(r.folder) for members in entries.values() for r in members}
+    figures = {"arc_curves": plot_curves(entries, lines), "arc_health": plot_health(entries, lines), "arc_demos": plot_demos(entries)}
+    for name, members in entries.items():
         figures[f"arc_grids_{name}"] = plot_grids(members[0].folder, "train" if members[0].config.get("arc.mode") == "embed" else "test")
     made = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in made.items():

@@ -13,9 +13,6 @@ from conditioned import Conditioned, change
 from model import TRM
 from stats import wilson
 
-WRONG = "shuffled", "mean", "zero"  # contexts: another task's, the mean over rows, zeros
-
-
 def report(net: TRM, ds: ArcData, cfg, world) -> tuple[dict, dict[str, np.ndarray]]:
     """({"train": ..., "test": ...}, the answers as arrays, for plots). Of each side, of queries as they are: exact, cells, n, copy_cells (of
     copying the question), "context": exact with the true and with wrong contexts; of all augmentations: votes, see arc.vote."""
@@ -27,8 +24,8 @@ def report(net: TRM, ds: ArcData, cfg, world) -> tuple[dict, dict[str, np.ndarra
         plain = plan.augmentation == 0
         first = {k: v[plain] for k, v in rows.items()}
         result = score(answers[plain], first["labels"]) | {"copy_cells": score(first["inputs"], first["labels"])["cells"]}
-        if isinstance(net, Conditioned) or (cfg.arc.mode == "embed" and cfg.model.prefix):
-            result["context"] = {"true": result["exact"]} | ablation(net, cfg, first, world)
+        if wrong := ablation(net, cfg, first, world):
+            result["context"] = {"true": result["exact"]} | wrong
         result |= context_figures(trace, plan)
         found[side] = result | arc.vote(ds, cfg.arc, plan, answers, confidence)
         kept |= {f"{side}_{k}": v for k, v in {"inputs": first["inputs"], "labels": first["labels"], "answers": answers[plain], "task": first["task"]}.items()}
@@ -50,14 +47,16 @@ def score(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def ablation(net: TRM, cfg, rows: dict[str, np.ndarray], world) -> dict[str, float]:
-    """Exact with another task's context, with the mean over the rows of a batch (of an encoder), and with zeros."""
+    """Exact with another task's context, with the mean over the rows of a batch (of an encoder), and with zeros; {} for a net without context."""
+    if not isinstance(net, Conditioned) and not (cfg.arc.mode == "embed" and cfg.model.prefix):
+        return {}
     result = {}
     mixed = np.random.default_rng(0).permutation(len(rows["task"]))  # as they come, the queries of a batch are of one task, or of few
     rows = {k: v[mixed] for k, v in rows.items()}
     if (other := another_task(rows["task"])) is not None:
         swapped = rows | {k: rows[k][other] for k in ("demos", "mask", "task", "puzzle") if k in rows}
         result["shuffled"] = score(solve(net, cfg, swapped, world)[0], rows["labels"])["exact"]
-    for wrong in WRONG[1:] if isinstance(net, Conditioned) else ("zero",):
+    for wrong in ("mean", "zero") if isinstance(net, Conditioned) else ("zero",):
         result[wrong] = score(solve(net, cfg, rows, world, wrong)[0], rows["labels"])["exact"]
     return result
 

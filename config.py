@@ -24,6 +24,7 @@ from data import UserError
 
 # Keys that change how a run is watched or where it computes, not what it computes: a run may continue with others.
 FREE = {"hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
+SHARED = FREE | {"seed"}  # what the seeds of one entry may differ in
 
 
 def describe(kind) -> str:

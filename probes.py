@@ -22,11 +22,11 @@ import torch
 
 import arc
 import data
-from arc_report import report, score, solve, trained
+from arc_report import ablation, score, solve, trained
 from conditioned import Conditioned
 from config import Parser
 from puzzles import UserError
-from runs import write_atomic
+from runs import TrainingError, write_atomic
 from train import World, load_run
 
 
@@ -39,15 +39,18 @@ def probe(folder: Path, against: Path | None = None) -> dict:
     ds = data.load(cfg.data, cfg.arc).arc[0]
     sides = {"train": trained(ds)[: max(64, len(ds.test))], "test": ds.test}
     rows = {side: arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, tasks, 1)) for side, tasks in sides.items()}
-    found = {"context": {side: part.get("context", {}) for side, part in report(net, ds, cfg, world)[0].items()}, "demos": {}, "n": {s: len(r["task"]) for s, r in rows.items()}}
+    true = {side: score(solve(net, cfg, r, world)[0], r["labels"]) for side, r in rows.items()}
+    wrong = {side: ablation(net, cfg, r, world) for side, r in rows.items()}
+    found = {"context": {side: w and {"true": true[side]["exact"]} | w for side, w in wrong.items()}, "demos": {}, "n": {s: len(r["task"]) for s, r in rows.items()}}
     if not isinstance(net, Conditioned):
         return found
     if cfg.arc.mode != "embed":
         for side, tasks in sides.items():
             found["demos"][side] = {}
-            for shown in range(cfg.arc.demos + 1):
+            for shown in range(cfg.arc.demos):
                 asked = arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, tasks, 1, shown))
                 found["demos"][side][str(shown)] = score(solve(net, cfg, asked, world)[0], asked["labels"])
+            found["demos"][side][str(cfg.arc.demos)] = true[side]
         found["order"] = order(net, cfg, rows["train"])
     found["interface"] = interface(net, cfg, rows["train"], against)
     found["gradient"] = gradients(net, cfg, rows["train"])
@@ -215,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
             found = probe(folder, args.against)
             write_atomic(folder / "probes.json", lambda f: f.write((json.dumps(found, indent=1) + "\n").encode()))
             print(words(folder, found))
-    except UserError as e:
+    except (UserError, TrainingError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return 0

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from config import FREE
+from config import SHARED
 from stats import interval, student, wilson
 
 PASS, NEAR, LATE = 0.90, 0.05, 0.1
 SAME = {"E2b": "E0b", "E3a": "E0b", "E4b": "E0b"}  # document 002 lists these cells under several names; they are run once
 DEBUG = ["E0v2", "E1v2", "E_diag1", "E2_lpn", "E3_lpn_var", "E4_lower_lr", "E5_grad_clip", "E6_combined", "E7_attention"]
 RECURRENT = ["E0a", "E0b", "E1a", "E1b", "E2a", "E2c", "E2d", "E2e", "E3b", "E3c", "E3d", "E4a", "E4c"]
-SHARED = FREE | {"seed"}  # may differ within a cell
 PHASE3, PHASE2 = ["E4_lower_lr", "E5_grad_clip", "E6_combined", "E7_attention"], ["E2_lpn", "E3_lpn_var"]
 
 

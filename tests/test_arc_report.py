@@ -241,6 +241,16 @@ def test_probes_and_adapt_refuse_in_one_sentence(run, tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("program, words", [(probes, []), (adapt, ["--steps=0", "--tasks=1"])])
+def test_a_folder_that_cannot_be_written_ends_in_one_sentence(program, words, run, monkeypatch, capsys):
+    def full(path, write):
+        raise training.TrainingError(f"cannot write {path} (No space left on device)")
+
+    monkeypatch.setattr(program, "write_atomic", full)
+    assert program.main([str(run[0]), *words]) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
 def test_test_time_training_starts_where_the_run_ended_and_never_sees_a_query(run, monkeypatch):
     folder, summary = run
     asked, step = [], adapt.train_step
