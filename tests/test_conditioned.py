@@ -1,7 +1,7 @@
 """A net that is told its task by examples, through train.py: gradients, slots, resuming, freezing, rates, decoders, figures, refusals.
 
-All thirty bugs that were found in the public ETRM code, and where we rule them out (E: test_encoders.py, A: test_arc.py, C: here,
-R: test_rules.py; "by construction": there is no way to write it):
+All thirty bugs that were found in the public ETRM code, and where we rule them out (E: test_encoders.py, A: test_arc.py, P: test_arc_report.py,
+C: here, R: test_rules.py; "by construction": there is no way to write it):
   1   encoder never runs after the first batch       C test_gradient_reaches_every_encoder_for_20_steps
   2   cached context, 2-6 % of slots get gradient    C the same (encoder_coverage is 1 at every step)
   3   loss on labels of other rows                   C test_a_slot_keeps_its_demonstrations_and_labels_until_it_halts
@@ -27,7 +27,7 @@ R: test_rules.py; "by construction": there is no way to write it):
   23  final norm missing                             E test_encoder_context_has_rms_of_the_gain
   24  warm-up longer than training                   R test_sweeps_have_equal_budgets_and_short_warm_ups
   25  other steps and targets than the baseline      R the same; A test_baseline_and_encoder_can_answer_the_same_targets
-  26  queries dropped, training tasks not evaluated  A test_every_query_is_evaluated_under_every_augmentation, C test_report_covers_both_sides
+  26  queries dropped, training tasks not evaluated  A test_every_query_is_evaluated_under_every_augmentation, P test_report_covers_both_sides_...
   27  evaluation demonstrations in the decoder       C test_a_decoder_that_saw_held_out_tasks_is_refused
   28  falls back to another configuration            C test_a_decoder_that_does_not_fit_is_refused (no summary.json); runs.check_same
   29  one batch, one seed, no interval               R test_figures_are_means_over_late_lines_and_seeds
