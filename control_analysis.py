@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import control_metrics as metrics
 import data
@@ -59,19 +60,25 @@ def describe(g, base) -> dict:
                   "difference_high": high, "verdict": ("helps" if mean < 0 else "hurts") if excludes_zero(low, high) else "not shown"}
 
 
-def references(plant: Plant, train: dict, test: dict, parameters: int) -> list[dict]:
-    """What policies without recursion reach on the same test rows."""
+def references(plant: Plant, train: dict, test: dict, parameters: int, steps: int, seeds: list[int]) -> list[dict]:
+    """What policies without recursion reach on the same test rows; the MLP as the mean over `seeds`, trained as long as the entries."""
     width = metrics.mlp_width(plant, parameters)
-    policies = {"zero control": metrics.zero(plant), "least squares": metrics.polynomial(plant, train, 1), "polynomial, degree 5": metrics.polynomial(plant, train, 5),
-                "nearest neighbour": metrics.nearest(plant, train), f"MLP, 2 x {width}, {metrics.mlp_parameters(plant, width):,} parameters": metrics.mlp(plant, train, width)}
+    mlps = [metrics.mlp(plant, train, width, steps=steps, seed=seed) for seed in tqdm(seeds, desc="MLPs to compare with", leave=False)]
+    policies = {"zero control": [metrics.zero(plant)], "least squares": [metrics.polynomial(plant, train, 1)],
+                "polynomial, degree 5": [metrics.polynomial(plant, train, 5)], "nearest neighbour": [metrics.nearest(plant, train)],
+                f"MLP, 2 x {width}, {metrics.mlp_parameters(plant, width):,} parameters, {len(seeds)} seed(s)": mlps}
     if plant.m == 1 and plant.rest:
-        policies["LQR"] = metrics.expert(plant, "lqr")
+        policies["LQR"] = [metrics.expert(plant, "lqr")]
     rows = []
-    for name, policy in policies.items():
-        found = metrics.report(plant, policy, test, every=(10,), disturbed=10)
-        loop = found.get("every_10", found["open"])
-        rows.append({"policy": name, "mse": found["open"]["mse"], "primary": loop["primary"], "to_optimum": loop["to_optimum_median"]}
-                    | {f"{kind}_{k}": v for kind in ("open", "every_10") if kind in found for k, v in found[kind].items() if k.startswith("success@")})
+    for name, same in policies.items():
+        every = []
+        for policy in same:
+            found = metrics.report(plant, policy, test, every=(10,), disturbed=10)
+            loop = found.get("every_10", found["open"])
+            every.append({"mse": found["open"]["mse"], "primary": loop["primary"], "to_optimum": loop["to_optimum_median"]}
+                         | {f"{kind}_{k}": v for kind in ("open", "every_10") if kind in found for k, v in found[kind].items() if k.startswith("success@")})
+        rows.append({"policy": name} | {k: None if None in (values := [e[k] for e in every]) else float(np.mean(values)) for k in every[0]})
+        rows[-1]["primary_half"] = spread([e["primary"] for e in every])[1]
     best = metrics.figures(plant, test, rollout(plant, test["initial_states"], test["control_sequences"]), test["control_sequences"])
     rows.append({"policy": f"expert's plan, open loop ({plant.expert})", "mse": 0.0, "primary": best["primary"], "to_optimum": best["to_optimum_median"]}
                 | {f"open_{k}": v for k, v in best.items() if k.startswith("success@")})
@@ -80,6 +87,10 @@ def references(plant: Plant, train: dict, test: dict, parameters: int) -> list[d
 
 def number(value, form: str = ".4g") -> str:
     return "-" if value is None or (isinstance(value, float) and not math.isfinite(value)) else format(value, form)
+
+
+def plus_minus(row: dict) -> str:
+    return f"{row['primary']:.3f}" + (f" ± {row['primary_half']:.3f}" if math.isfinite(row.get("primary_half", math.nan)) else "")
 
 
 def percent(value) -> str:
@@ -127,14 +138,15 @@ def analyze(groups: list, out: Path, absent: list[tuple[str, str]], baseline: st
         rows = sorted((describe(g, base) for g in members), key=lambda r: r["primary"])
         cfg = build(DataConfig, {k.removeprefix("data."): v for k, v in members[0].runs[0].config.items() if k.startswith("data.")})
         ds = data.load(cfg)
-        others = references(PLANTS[plant], ds.train.rows, ds.test.rows, (base or members[0]).first["parameters"])
+        one = base or members[0]
+        others = references(PLANTS[plant], ds.train.rows, ds.test.rows, one.first["parameters"], one.first["steps"], [r.seed for r in one.runs])
         single = sorted((r for r in rows if r["entry"].rsplit("/", 1)[-1] in QUESTIONS), key=lambda r: -r.get("improvement_percent", -math.inf))
         result[plant] = {"configs": {r["entry"]: r for r in rows}, "best_config": rows[0]["entry"], "references": others,
                          "feature_impacts": [{"config": r["entry"], "improvement": r.get("improvement_percent"), "verdict": r["verdict"]} for r in single]}
         text += tables(plant, rows, others, answers(rows) if base else [])
         suffix = f"_{plant}" if len(plants) > 1 else ""
         files += save(out, {f"ablation_plots{suffix}": plot_ablation(members, rows, base), f"cycles{suffix}": plot_cycles(members),
-                            **({f"plans{suffix}": picture} if (picture := plot_plans(base or members[0], PLANTS[plant], ds.test.rows)) else {})})
+                            **({f"plans{suffix}": picture} if (picture := plot_plans(one, PLANTS[plant], ds.test.rows)) else {})})
         with open(out / f"table{suffix}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)))
             writer.writeheader()
@@ -154,16 +166,16 @@ def tables(plant: str, rows: list[dict], others: list[dict], sentences: list[str
     text = [f"## {plant}", ""]
     text += markdown(["configuration", "final loss", "best loss", "improvement %", "parameters", "log10(J/J* - 1)", "difference to baseline (95 %)", "verdict", "seeds"],
                      [[r["entry"], number(r["final_loss"]), number(r["best_loss"]), number(r.get("improvement_percent"), "+.1f"), f"{r['parameters']:,}",
-                       f"{r['primary']:.3f} ± {number(r['primary_half'], '.3f')}",
+                       plus_minus(r),
                        f"{r['difference']:+.3f} ({r['difference_low']:+.3f} to {r['difference_high']:+.3f})" if math.isfinite(r.get("difference", math.nan)) else "-",
                        r["verdict"], len(r["seeds"])] for r in rows])
     far, near = wide.split("@")[1], narrow.split("@")[1]
-    text += markdown(["policy", "mse", f"open loop: within {far} %", f"within {near} %", f"re-planned every 10: within {far} %", "median J/J*", "every 25 %", "noise %",
+    text += markdown(["policy", "mse", f"open loop: within {far} %", f"within {near} %", f"re-planned every 10: within {far} %", "median J/J*", "log10(J/J* - 1)", "every 25 %", "noise %",
                       "parameter -20 % / +20 %", "starts out of range %", "ms per plan"],
-                     [[r["entry"], number(r["mse"]), percent(r[f"open_{wide}"]), percent(r[f"open_{narrow}"]), percent(r.get(f"every_10_{wide}")), number(r["to_optimum"], ".5g"),
+                     [[r["entry"], number(r["mse"]), percent(r[f"open_{wide}"]), percent(r[f"open_{narrow}"]), percent(r.get(f"every_10_{wide}")), number(r["to_optimum"], ".5g"), plus_minus(r),
                        percent(r.get(f"every_25_{wide}")), percent(r.get(f"every_10_noise_{wide}")),
                        f"{percent(r.get(f'every_10_less_{wide}'))} / {percent(r.get(f'every_10_more_{wide}'))}", percent(r["wide_success"]), number(r["ms_per_plan"], ".1f")] for r in rows]
-                     + [[o["policy"], number(o["mse"]), percent(o[f"open_{wide}"]), percent(o[f"open_{narrow}"]), percent(o.get(f"every_10_{wide}")), number(o["to_optimum"], ".5g"),
+                     + [[o["policy"], number(o["mse"]), percent(o[f"open_{wide}"]), percent(o[f"open_{narrow}"]), percent(o.get(f"every_10_{wide}")), number(o["to_optimum"], ".5g"), plus_minus(o),
                          "-", "-", "-", "-", "-"] for o in others])
     text += ["Loss: mean over a log line's steps, on training rows; improvement of the best one, as in founding document 000. Everything else: test rows. J*: best plan "
              "known within the bound. log10(J/J* - 1): -2 is one per cent above it; ± half of the 95 % interval over seeds. The verdict is by the paired difference, lower is better.", ""]

@@ -20,7 +20,7 @@ from control import PLANTS
 from layers import MLP, Block, Norm
 from model import TRM, ModelConfig, Shape
 from planner import PlanConfig, Planner, SourcePlanner, all_plans, as_batch, evaluate_plans, full_report, make_planner, plan_loss, policy
-from train import load_run, main, make_net
+from train import Config, load_run, main, make_net, rank
 
 SMALL = ModelConfig(dim=16, heads=2, n_layers=1, T=3, n=2, prefix=0, multiple=4, expansion=2.0, n_sup=1)
 SOURCE = ModelConfig(dim=128, heads=4, n_layers=2, T=3, n=4, prefix=0, multiple=1, expansion=2.0, n_sup=1, positions="none", mlp="silu",
@@ -382,6 +382,13 @@ def test_learning_lowers_the_cost_and_the_best_checkpoint_is_the_cheapest(tmp_pa
     val = tiny.lines(tmp_path / "seed0", "val")
     assert val[-1]["mse"] < 0.5 * val[0]["mse"]
     assert summary["best_step"] == min(val, key=lambda line: (line["primary"], line["mse"]))["step"]
+
+
+@pytest.mark.parametrize("plant, chosen", [("double_integrator", "cheap"), ("source_double_integrator", "close")])
+def test_where_the_labels_are_not_the_cheapest_plans_the_best_checkpoint_is_the_closest(plant, chosen):
+    cfg = Config(data=data.DataConfig(task="control", plant=plant))
+    results = {"cheap": {"primary": -3.0, "mse": 0.2}, "close": {"primary": -1.0, "mse": 0.1}}
+    assert max(results, key=lambda name: rank(results[name], cfg)) == chosen
 
 
 def test_draws_are_rows_and_splits_share_none():
