@@ -139,7 +139,7 @@ def analyze(groups: list, out: Path, absent: list[tuple[str, str]], baseline: st
         cfg = build(DataConfig, {k.removeprefix("data."): v for k, v in members[0].runs[0].config.items() if k.startswith("data.")})
         ds = data.load(cfg)
         one = base or members[0]
-        others = references(PLANTS[plant], ds.train.rows, ds.test.rows, one.first["parameters"], one.first["steps"], [r.seed for r in one.runs])
+        others = references(PLANTS[plant], ds.train.rows, ds.test.rows, one.first["parameters"], one.first["steps"], [r.seed for r in one.runs][:3])
         single = sorted((r for r in rows if r["entry"].rsplit("/", 1)[-1] in QUESTIONS), key=lambda r: -r.get("improvement_percent", -math.inf))
         result[plant] = {"configs": {r["entry"]: r for r in rows}, "best_config": rows[0]["entry"], "references": others,
                          "feature_impacts": [{"config": r["entry"], "improvement": r.get("improvement_percent"), "verdict": r["verdict"]} for r in single]}
