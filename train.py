@@ -523,7 +523,7 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
         line = {"step": run.step, "split": split, **line, "seconds": run.seconds["train"]}
         if lead:
             try:
-                log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+                log.write(json.dumps({k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in line.items()}) + "\n")
                 log.flush()
             except OSError as e:
                 raise TrainingError(f"cannot write {log.name} ({e.strerror}); last good checkpoint: {last_good(folder)}") from e
