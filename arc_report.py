@@ -13,6 +13,7 @@ from conditioned import Conditioned, change
 from model import TRM
 from stats import wilson
 
+
 def report(net: TRM, ds: ArcData, cfg, world) -> tuple[dict, dict[str, np.ndarray]]:
     """({"train": ..., "test": ...}, the answers as arrays, for plots). Of each side, of queries as they are: exact, cells, n, copy_cells (of
     copying the question), "context": exact with the true and with wrong contexts; of all augmentations: votes, see arc.vote."""

@@ -60,25 +60,25 @@ def describe(g, base) -> dict:
                   "difference_high": high, "verdict": ("helps" if mean < 0 else "hurts") if excludes_zero(low, high) else "not shown"}
 
 
+def measured(plant: Plant, policy, test: dict) -> dict:
+    """A policy as a flat row."""
+    found = metrics.report(plant, policy, test, every=(10,), disturbed=10)
+    loop = found.get("every_10", found["open"])
+    return {"mse": found["open"]["mse"], "primary": loop["primary"], "to_optimum": loop["to_optimum_median"]} | {
+        f"{kind}_{k}": v for kind in ("open", "every_10") if kind in found for k, v in found[kind].items() if k.startswith("success@")}
+
+
 def references(plant: Plant, train: dict, test: dict, parameters: int, steps: int, seeds: list[int]) -> list[dict]:
     """What policies without recursion reach on the same test rows; the MLP as the mean over `seeds`, trained as long as the entries."""
     width = metrics.mlp_width(plant, parameters)
-    mlps = [metrics.mlp(plant, train, width, steps=steps, seed=seed) for seed in tqdm(seeds, desc="MLPs to compare with", leave=False)]
-    policies = {"zero control": [metrics.zero(plant)], "least squares": [metrics.polynomial(plant, train, 1)],
-                "polynomial, degree 5": [metrics.polynomial(plant, train, 5)], "nearest neighbour": [metrics.nearest(plant, train)],
-                f"MLP, 2 x {width}, {metrics.mlp_parameters(plant, width):,} parameters, {len(seeds)} seed(s)": mlps}
+    policies = {"zero control": metrics.zero(plant), "least squares": metrics.polynomial(plant, train, 1),
+                "polynomial, degree 5": metrics.polynomial(plant, train, 5), "nearest neighbour": metrics.nearest(plant, train)}
+    rows = [{"policy": name} | measured(plant, policy, test) for name, policy in policies.items()]
+    mlps = [measured(plant, metrics.mlp(plant, train, width, steps=steps, seed=seed), test) for seed in tqdm(seeds, desc="MLPs to compare with", leave=False)]
+    rows.append({"policy": f"MLP, 2 x {width}, {metrics.mlp_parameters(plant, width):,} parameters, {len(seeds)} seed(s)"}
+                | {k: float(np.mean([mlp[k] for mlp in mlps])) for k in mlps[0]} | {"primary_half": spread([mlp["primary"] for mlp in mlps])[1]})
     if plant.m == 1 and plant.rest:
-        policies["LQR"] = [metrics.expert(plant, "lqr")]
-    rows = []
-    for name, same in policies.items():
-        every = []
-        for policy in same:
-            found = metrics.report(plant, policy, test, every=(10,), disturbed=10)
-            loop = found.get("every_10", found["open"])
-            every.append({"mse": found["open"]["mse"], "primary": loop["primary"], "to_optimum": loop["to_optimum_median"]}
-                         | {f"{kind}_{k}": v for kind in ("open", "every_10") if kind in found for k, v in found[kind].items() if k.startswith("success@")})
-        rows.append({"policy": name} | {k: None if None in (values := [e[k] for e in every]) else float(np.mean(values)) for k in every[0]})
-        rows[-1]["primary_half"] = spread([e["primary"] for e in every])[1]
+        rows.append({"policy": "LQR"} | measured(plant, metrics.expert(plant, "lqr"), test))
     best = metrics.figures(plant, test, rollout(plant, test["initial_states"], test["control_sequences"]), test["control_sequences"])
     rows.append({"policy": f"expert's plan, open loop ({plant.expert})", "mse": 0.0, "primary": best["primary"], "to_optimum": best["to_optimum_median"]}
                 | {f"open_{k}": v for k, v in best.items() if k.startswith("success@")})
