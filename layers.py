@@ -100,18 +100,21 @@ def round_up(value: float, multiple: int) -> int:
     return -(-round(value) // multiple) * multiple
 
 
-class MLP(nn.Module):
-    """Mixes the last axis (width w): SwiGLU `down(silu(gate) * up)`, or a plain MLP with SiLU or GELU.
+ACTIVATIONS = {"swiglu": F.silu, "reglu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
-    inner = round(expansion * w * 2/3) for SwiGLU (three matrices) and expansion * w for the plain ones (two), rounded up to
+
+class MLP(nn.Module):
+    """Mixes the last axis (width w): SwiGLU `down(silu(gate) * up)`, ReGLU with relu (arXiv 2002.05202), or a plain MLP with SiLU or GELU.
+
+    inner = round(expansion * w * 2/3) for the gated ones (three matrices) and expansion * w for the plain ones (two), rounded up to
     `multiple` (256 in TRM). With `align`, CUDA inputs are zero-padded to a multiple of 8: the same mathematics, aligned rows.
     """
 
     def __init__(self, width: int, kind: str = "swiglu", expansion: float = 4.0, multiple: int = 256):
         super().__init__()
-        self.kind = kind
-        inner = round_up(expansion * width * (2 / 3 if kind == "swiglu" else 1), multiple)
-        self.up = Linear(width, 2 * inner if kind == "swiglu" else inner)  # SwiGLU: gate first, then up
+        self.gated, self.activation = kind.endswith("glu"), ACTIVATIONS[kind]
+        inner = round_up(expansion * width * (2 / 3 if self.gated else 1), multiple)
+        self.up = Linear(width, 2 * inner if self.gated else inner)  # gated: gate first, then up
         self.down = Linear(inner, width)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -120,11 +123,11 @@ class MLP(nn.Module):
         if pad:
             h, up, down = F.pad(h, (0, pad)), F.pad(up, (0, pad)), F.pad(down, (0, 0, 0, pad))
         u = F.linear(h, up)
-        if self.kind == "swiglu":
+        if self.gated:
             gate, u = u.chunk(2, -1)
-            u = F.silu(gate) * u
+            u = self.activation(gate) * u
         else:
-            u = F.silu(u) if self.kind == "silu" else F.gelu(u)
+            u = self.activation(u)
         out = F.linear(u, down)
         return out[..., :-pad] if pad else out
 

@@ -36,8 +36,8 @@ class ModelConfig:
     prefix: int = 16  # positions before the cells; the first holds the puzzle embedding
     norm: Literal["rms", "layer"] = "rms"  # RMSNorm or LayerNorm, without learned gain
     norm_place: Literal["post", "pre"] = "post"  # norm after the residual, or before each part and at the net's end
-    mlp: Literal["swiglu", "silu", "gelu"] = "swiglu"  # channel MLP (and position MLP)
-    expansion: float = 4.0  # inner width of the channel MLP, in units of dim (times 2/3 for SwiGLU)
+    mlp: Literal["swiglu", "reglu", "silu", "gelu"] = "swiglu"  # channel MLP (and position MLP)
+    expansion: float = 4.0  # inner width of the channel MLP, in units of dim (times 2/3 for SwiGLU and ReGLU)
     position_expansion: float = 4.0  # the same for the MLP over positions (mixer = "mlp")
     multiple: int = 256  # inner widths are rounded up to a multiple of this
     init: Literal["fixed", "learned", "random"] = "fixed"  # first y and z: fixed vectors, learned vectors, fresh noise per token
@@ -381,9 +381,10 @@ def net_flop(cfg: ModelConfig, shape: Shape, batch: int) -> float:
     D, kinds = cfg.dim, 2 + (shape.box_rows > 0) + cfg.per_digit
     L = cfg.prefix + shape.seq_len * (shape.digits if cfg.per_digit else 1)
 
-    def mlp(width: int, expansion: float) -> int:  # SwiGLU has three matrices
-        inner = round_up(expansion * width * (2 / 3 if cfg.mlp == "swiglu" else 1), cfg.multiple)
-        return (3 if cfg.mlp == "swiglu" else 2) * width * inner
+    def mlp(width: int, expansion: float) -> int:  # the gated ones have three matrices
+        gated = cfg.mlp.endswith("glu")
+        inner = round_up(expansion * width * (2 / 3 if gated else 1), cfg.multiple)
+        return (3 if gated else 2) * width * inner
 
     per_cell = {"attention": 4 * D * D + 2 * L * D, "conv": 9 * D, "mlp": mlp(L, cfg.position_expansion) * D / L,
                 "pool": 2 * kinds * D * D + kinds * D * D / math.isqrt(shape.seq_len)}  # the second product is per group, not per cell

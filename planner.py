@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from control import Plant, clip, cost, encode, generate, inputs, plan_cost, rollout, source_process_supervision, terminal_error
 from control_metrics import LEAST, closed_loop, figures, finite, report
-from layers import Linear, rope_1d, trunc_normal
+from layers import ACTIVATIONS, Linear, rope_1d, trunc_normal
 from model import Carry, ModelConfig, Net, Shape, make_states
 
 
@@ -258,17 +258,18 @@ class SourceBlock(nn.Module):
         super().__init__()
         D, inner = cfg.dim, int(cfg.dim * cfg.expansion)
         self.attention = nn.MultiheadAttention(D, cfg.heads, batch_first=True)
-        self.up = nn.Linear(D, 2 * inner if cfg.mlp == "swiglu" else inner)
+        self.gated, self.activation = cfg.mlp.endswith("glu"), ACTIVATIONS[cfg.mlp]
+        self.up = nn.Linear(D, 2 * inner if self.gated else inner)
         self.down = nn.Linear(inner, D)
         self.norms = nn.ModuleList(affine_norm(cfg.norm, D) for _ in range(2))
-        self.kind, self.pre = cfg.mlp, cfg.norm_place == "pre"
+        self.pre = cfg.norm_place == "pre"
 
     def mlp(self, h: Tensor) -> Tensor:
         u = self.up(h)
-        if self.kind == "swiglu":
+        if self.gated:
             gate, u = u.chunk(2, -1)
-            return self.down(F.silu(gate) * u)
-        return self.down(F.silu(u) if self.kind == "silu" else F.gelu(u))
+            return self.down(self.activation(gate) * u)
+        return self.down(self.activation(u))
 
     def forward(self, h: Tensor) -> Tensor:
         for f, norm in zip((lambda h: self.attention(h, h, h, need_weights=False)[0], self.mlp), self.norms):

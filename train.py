@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +49,7 @@ from slurm import slurm_config
 class TrainConfig:
     steps: int = 1000  # optimizer steps, one supervision step each
     batch_size: int = 768  # slots, over all processes
+    stagger: bool = False  # model.halting = false: slots take a new example in turn; false: all at the same step
     accumulate: int = 1  # pieces a batch is worked in, for memory; the result is the same to rounding
     optimizer: Literal["adamw", "muon", "adam_atan2"] = "adamw"  # muon: for the matrices of the net, adamw for the rest
     lr: float = 1e-4  # learning rate of AdamW or Adam-atan2
@@ -137,6 +138,8 @@ class Config:
                 yield "model", "mixer", f"'attention' or 'mlp': data.task = {self.data.task!r} has no grid"
             if self.model.positions == "rope2d":
                 yield "model", "positions", f"'rope', 'learned' or 'none': data.task = {self.data.task!r} has no grid"
+        if self.train.stagger and self.model.halting:
+            yield "train", "stagger", "false, or model.halting = false: slots that halt take a new example on their own"
         if self.model.per_digit and self.data.task != "sudoku":
             yield "model", "per_digit", "false, or data.task = 'sudoku'"
         if self.model.mixer in ("mlp",) or self.model.positions == "learned":
@@ -277,8 +280,8 @@ class Run:
 
     @property
     def every(self) -> int:
-        """Steps between refills: without halting all slots start over together."""
-        return 1 if self.cfg.model.halting else self.cfg.model.n_sup
+        """Steps between refills: without halting all slots start over together, or else in turn."""
+        return 1 if self.cfg.model.halting or self.cfg.train.stagger else self.cfg.model.n_sup
 
     def book(self, kind: str = "") -> None:
         """Book the time since the last call as "train" or "validation", or as neither."""
@@ -405,6 +408,10 @@ def train_step(run: Run, feed: Iterator[dict]) -> None:
         batch = next(feed)
         run.carry = net.refill(run.carry or net.start(batch), batch, states)
     run.carry, metrics = forward_backward(net, run.carry, random, run.cfg)
+    if tc.stagger and run.step == 0:  # as if slot i had begun i mod n_sup steps ago: the first examples get 1 to n_sup steps, all later ones n_sup
+        B = len(run.carry.steps)
+        steps = 1 + torch.arange(run.world.rank * B, (run.world.rank + 1) * B, device=run.world.device) % run.cfg.model.n_sup
+        run.carry = replace(run.carry, steps=steps, halted=steps >= run.cfg.model.n_sup)
     params = [p for p in net.parameters() if p.requires_grad]
     for p in params:
         if p.grad is None:  # learned y0 and z0 in a step that starts no slot

@@ -107,6 +107,7 @@ SWITCHES = [
     ("norm",                "layer",     OUTPUT,                           GO,   {}),
     ("norm_place",          "pre",       OUTPUT,                           GO,   {}),
     ("mlp",                 "silu",      {"weights"},                      GO,   {}),
+    ("mlp",                 "reglu",     OUTPUT,                           GO,   {}),
     ("mlp",                 "gelu",      OUTPUT,                           GO,   {"mlp": "silu"}),
     ("expansion",           4.0,         {"weights"},                      GO,   {}),
     ("position_expansion",  2.0,         {"weights"},                      GO,   {"mixer": "mlp"}),
@@ -707,17 +708,19 @@ def test_attention_equals_a_naive_one():
     torch.testing.assert_close(out, F.linear(torch.cat(parts, -1), attention.out.weight), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "silu", "gelu"])
+@pytest.mark.parametrize("kind", ["swiglu", "reglu", "silu", "gelu"])
 def test_mlp_equals_its_formula_and_rounds_its_inner_width_up(kind):
     torch.manual_seed(0)
     mlp, h = MLP(12, kind, 2.0, 5), torch.randn(3, 12)
     u = h @ mlp.up.weight.T
     if kind == "swiglu":
         u = u[:, :20] * u[:, :20].sigmoid() * u[:, 20:]
+    elif kind == "reglu":
+        u = u[:, :20] * (u[:, :20] > 0) * u[:, 20:]
     else:
         u = u * u.sigmoid() if kind == "silu" else u * 0.5 * (1 + torch.erf(u / 2**0.5))
     torch.testing.assert_close(mlp(h), u @ mlp.down.weight.T, rtol=1e-4, atol=1e-5)
-    assert mlp.down.weight.shape == (12, {"swiglu": 20, "silu": 25, "gelu": 25}[kind])  # 16 and 24, rounded up to fives
+    assert mlp.down.weight.shape == (12, {"swiglu": 20, "reglu": 20, "silu": 25, "gelu": 25}[kind])  # 16 and 24, rounded up to fives
     assert MLP(512).down.weight.shape == (512, 1536) and MLP(97).down.weight.shape == (97, 512)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import data
 import tiny
 import train as training
 from data import UserError
@@ -409,6 +410,27 @@ def test_accumulate_is_the_number_of_pieces(tmp_path, monkeypatch):
     assert sizes == [2] * 6
 
 
+def test_stagger_lets_slots_take_new_examples_in_turn(tmp_path, monkeypatch):
+    seen, step = [], TRM.step
+    monkeypatch.setattr(TRM, "step", lambda net, carry, **k: (net.training and seen.append(carry.steps.tolist()), step(net, carry, **k))[1])
+    for stagger in (False, True):
+        tiny.run(tmp_path / str(stagger), model={"halting": False, "n_sup": 3}, train={"stagger": stagger, "batch_size": 5, "steps": 7})
+    together, in_turn = seen[:7], seen[7:]
+    assert together == [[i % 3] * 5 for i in range(7)]
+    assert in_turn == [[0] * 5] + [[(i + slot) % 3 for slot in range(5)] for i in range(1, 7)]
+
+
+def test_ranks_stagger_as_one_process_does(tmp_path):
+    cfg = tiny.config(model={"halting": False, "n_sup": 3}, train={"stagger": True, "batch_size": 4})
+    ds = data.load(cfg.data, cfg.arc)
+    run = training.make_run(cfg, tmp_path, make_world(cfg.train), Shape(**ds.shape), ds.held_out_tasks())
+    run.world = dataclasses.replace(run.world, rank=1)
+    feed = data.batches(ds, cfg.data, 4, cfg.seed, 0)
+    training.train_step(run, feed)
+    feed.close()
+    assert run.carry.steps.tolist() == [2, 3, 1, 2] and run.carry.halted.tolist() == [False, True, False, False]  # slots 4 to 7
+
+
 def test_steps_log_every_and_eval_every_say_when(tmp_path):
     tiny.run(tmp_path / "a", train={"steps": 7, "log_every": 3, "eval_every": 2})
     assert [line["step"] for line in tiny.lines(tmp_path / "a", "train")] == [3, 6, 7]
@@ -555,6 +577,7 @@ ELSEWHERE = {  # keys whose rows are tests of their own, above
     "ema": test_ema_moves_the_averaged_weights_and_the_validation_only,
     "ema_warmup": test_ema_moves_the_averaged_weights_and_the_validation_only,
     "batch_size": test_batch_size_is_the_number_of_slots,
+    "stagger": test_stagger_lets_slots_take_new_examples_in_turn,
     "accumulate": test_accumulate_is_the_number_of_pieces,
     "steps": test_steps_log_every_and_eval_every_say_when,
     "log_every": test_steps_log_every_and_eval_every_say_when,

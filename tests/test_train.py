@@ -114,9 +114,10 @@ def test_an_accumulated_run_has_the_losses_of_one_in_one_piece(tmp_path, early):
 @pytest.mark.parametrize("settings", [
     HALTING,
     {"model": {"halting": False, "init": "learned"}, "train": {"grokfast": "ema", "optimizer": "muon", "clip": 1.0, "schedule": "cosine"}},
+    {"model": {"halting": False}, "train": {"stagger": True, "accumulate": 2}},
     {"model": {"init": "random", "continue_loss": True}, "train": {"optimizer": "adam_atan2", "ema_warmup": True, "grokfast": "highpass"}},
     {"model": tiny.ATTENTION | {"two_nets": True}, "train": {"grokfast": "ma", "grokfast_window": 3, "accumulate": 2, "ema": 0.0}},
-], ids=["halting", "slots in step", "random init", "attention"])
+], ids=["halting", "slots in step", "slots in turn", "random init", "attention"])
 def test_a_run_that_breaks_and_starts_again_ends_with_the_same_bits(settings, tmp_path, monkeypatch, early):
     settings = {"model": settings["model"], "train": settings["train"] | {"log_every": 3, "steps": 14, "eval_every": 5, "ckpt_minutes": 0.0}}
     tiny.run(tmp_path / "whole", **settings)
