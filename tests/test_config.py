@@ -114,6 +114,7 @@ def test_words_stay_words_where_a_string_is_wanted(tmp_path):
     ("[train]\nlr = -1", r"{e} \[train\]: lr = -1.0, expected more than 0"),
     ("[train]\nbatch_size = 10\naccumulate = 4", r"{e} \[train\]: accumulate = 4, expected a divisor of batch_size = 10"),
     ("[model]\nmixer = 'mlp'\n[data]\nsize = 9\ntest_size = 11", r"{e} \[data\]: test_size = 11, expected data.size: .*"),
+    ("[train]\nstagger = true", r"{e} \[train\]: stagger = True, expected false, or model.halting = false: .*"),
     ("seed = -1", r"{e}: seed = -1, expected 0 or more"),
     ("hypothesis = 3", r"{e}: hypothesis = 3, expected a string \(default ''\)"),
     ("base = 3", r"{e}: base = 3, expected the path of another entry"),
