@@ -156,13 +156,13 @@ def to_toml(cfg, entry: str) -> str:
 
 
 def parse_value(text: str, kind):
-    """A command-line word as TOML would read it; a word where a string is wanted stays a word."""
+    """A command-line word as TOML would read it, or a number like .5; a word where a string is wanted stays a word."""
     if kind is str or str in map(type, typing.get_args(kind)):
         return text
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        return text  # check_layer says what was expected
+        return float(text) if kind is float and re.fullmatch(r"-?(\.\d+|\d+\.)", text) else text  # check_layer says what was expected
 
 
 def add_keys(parser: argparse.ArgumentParser, cls, hidden: tuple[str, ...] = ("hypothesis",), prefix: str = "") -> dict[str, type]:

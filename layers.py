@@ -107,7 +107,7 @@ class MLP(nn.Module):
     """Mixes the last axis (width w): SwiGLU `down(silu(gate) * up)`, ReGLU with relu (arXiv 2002.05202), or a plain MLP with SiLU or GELU.
 
     inner = round(expansion * w * 2/3) for the gated ones (three matrices) and expansion * w for the plain ones (two), rounded up to
-    `multiple` (256 in TRM). With `align`, CUDA inputs are zero-padded to a multiple of 8: the same mathematics, aligned rows.
+    `multiple` (256 in TRM). CUDA inputs are zero-padded to a multiple of 8: the same mathematics, aligned rows.
     """
 
     def __init__(self, width: int, kind: str = "swiglu", expansion: float = 4.0, multiple: int = 256):

@@ -49,7 +49,7 @@ from slurm import slurm_config
 class TrainConfig:
     steps: int = 1000  # optimizer steps, one supervision step each
     batch_size: int = 768  # slots, over all processes
-    stagger: bool = False  # model.halting = false: slots take a new example in turn; false: all at the same step
+    stagger: bool = False  # with model.halting = false: slots take new examples in turn rather than all at the same step
     accumulate: int = 1  # pieces a batch is worked in, for memory; the result is the same to rounding
     optimizer: Literal["adamw", "muon", "adam_atan2"] = "adamw"  # muon: for the matrices of the net, adamw for the rest
     lr: float = 1e-4  # learning rate of AdamW or Adam-atan2

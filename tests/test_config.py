@@ -86,6 +86,10 @@ def test_words_stay_words_where_a_string_is_wanted(tmp_path):
     assert command_line(Config, words, "")[1] == {"data": {"train_path": "123"}, "train": {"wandb": "true", "dtype": "float32"}, "out": "1e3"}
 
 
+def test_numbers_may_lack_the_digit_that_toml_demands(tmp_path):
+    assert command_line(Config, ["e.toml", "--train.lr=.5", "--model.expansion=2."], "")[1] == {"train": {"lr": 0.5}, "model": {"expansion": 2.0}}
+
+
 # ---------------------------------------------------------------- error sentences
 
 @pytest.mark.parametrize("text, sentence", [
