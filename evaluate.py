@@ -5,6 +5,7 @@ import torch
 from tqdm import tqdm
 
 import data
+from layers import log_probabilities
 from model import TRM
 from planner import evaluate_plans
 
@@ -15,13 +16,14 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
     """Solve the first `rows` (0: all) puzzles of a split with all supervision steps.
 
     Returns {"exact", "cells", "valid" (puzzles) or "top3" (classes) ..., "steps", "n", "curve": exact after each step, "halting": {the same figures when each
-    row's answer is read at its first q_halt > 0}, "verdict": {name: (n,) bool}}. With `adaptive` finished rows leave the batch,
+    row's answer is read at its first q_halt > 0}, "verdict": {name: (n,) bool}}. The answer is that of the last step, or of the mean of the
+    probabilities after the last cfg.train.eval_average steps; the curve shows each step's own answer. With `adaptive` finished rows leave the batch,
     so only the "halting" figures are defined, and the top level repeats them. Rows are dealt out over the processes.
     """
     if split.rows is not None:
         result = evaluate_plans(net, split.rows)
         return result | {"halting": {k: result[k] for k in ("exact", "cells", "steps", "n")}}
-    was_training, n_sup = net.training, cfg.train.eval_steps or cfg.model.n_sup
+    was_training, n_sup, average = net.training, cfg.train.eval_steps or cfg.model.n_sup, cfg.train.eval_average
     net.eval()
     chosen = np.arange(len(split) if not rows else min(rows, len(split)))
     mine = chosen[world.rank::world.size]
@@ -44,7 +46,7 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
         g = torch.Generator(world.device).manual_seed(first)
         carry = net.refill(net.start(batch), batch, net.first_states(size, L, g))
         running = padded.copy()  # running[i]: the row of `mine` that slot i solves
-        open_ = np.ones(len(mine), dtype=bool)
+        open_, summed = np.ones(len(mine), dtype=bool), 0
         for step in range(n_sup):
             carry, out = net.step(carry)
             answers, q = out.logits.argmax(-1).cpu().numpy(), out.q_halt.cpu().numpy()
@@ -52,6 +54,8 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
                 top = out.logits[:, 0].topk(min(3, net.shape.classes)).indices.cpu().numpy()
                 among[running, step] = (top == labels[running]).any(1)
             final[running] = answers
+            if average > 1 and step >= n_sup - average and not adaptive:
+                summed = summed + log_probabilities(out.logits, cfg.model.loss).exp()
             curve[running, step] = ((answers == labels[running]) | unasked[running]).all(-1)
             stop = open_[running] & ((q > 0) | (step == n_sup - 1))
             at_halt[running[stop]], used[running[stop]] = answers[stop], step + 1
@@ -66,6 +70,8 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
                     keep = np.resize(keep, smaller[-1])
                     running, index = running[keep], torch.from_numpy(keep).to(world.device)
                     carry = carry.map(lambda t: t[index])
+        if average > 1 and not adaptive:
+            final[running] = summed.argmax(-1).cpu().numpy()
         bar.update(len(slots))
     bar.close()
     net.train(was_training)

@@ -251,12 +251,17 @@ def stablemax_log_probs(logits: Tensor) -> Tensor:
     return s.log() - s.sum(-1, keepdim=True).log()
 
 
+def log_probabilities(logits: Tensor, kind: str) -> Tensor:
+    """Over the last axis, fp32. kind: "stablemax" or "softmax"."""
+    return stablemax_log_probs(logits.float()) if kind == "stablemax" else logits.float().log_softmax(-1)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, kind: str = "stablemax") -> Tensor:
     """Per row, the mean cross-entropy over its labelled positions: (B, L, V), (B, L) -> (B,), fp32.
 
     Positions with a negative label (-100, the field's habit) count as not labelled. kind: "stablemax" or "softmax".
     """
-    log_probs = (stablemax_log_probs if kind == "stablemax" else lambda v: v.log_softmax(-1))(logits.float())
+    log_probs = log_probabilities(logits, kind)
     labelled = labels >= 0
     loss = -log_probs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)  # (B, L)
     return (loss * labelled).sum(-1) / labelled.sum(-1).clamp(min=1)

@@ -25,6 +25,7 @@ from matplotlib.patches import Patch
 import data
 import puzzles
 from config import Parser
+from layers import log_probabilities
 from puzzles import FREE, GOAL, PATH, START, WALL, UserError
 from train import Config, load_run
 
@@ -34,7 +35,7 @@ class Trace:
     """One puzzle on its way through a net."""
     task: str
     inputs: np.ndarray  # (L,) the question
-    answers: np.ndarray  # (S, L) y, read out after every supervision step
+    answers: np.ndarray  # (S, L) y, read out after every supervision step; the last one averaged as train.eval_average says
     halt: np.ndarray  # (S,) halting probability
     label: np.ndarray | None  # (L,) the right answer, where a solver knows it
     why: str = ""  # label is None: the solver's reason
@@ -55,18 +56,20 @@ def solve(cfg: Config, net, inputs: np.ndarray, steps: int) -> Trace:
     row = torch.from_numpy(inputs.astype(np.int64)).to(device)[None]
     batch = {"inputs": row, "labels": row, "puzzle": torch.zeros(1, dtype=torch.long, device=device)}  # labels are never read
     states = net.first_states(1, len(inputs), torch.Generator(device).manual_seed(0))
-    carry, answers, halt = net.refill(net.start(batch), batch, states), [], []
+    carry, probabilities, halt = net.refill(net.start(batch), batch, states), [], []
     for _ in range(steps):
         carry, out = net.step(carry)
-        answers.append(out.logits[0].argmax(-1).cpu().numpy().astype(np.uint8))
+        probabilities.append(log_probabilities(out.logits[0], cfg.model.loss).exp())
         halt.append(out.q_halt[0].sigmoid().item())
+    last = torch.stack(probabilities[-cfg.train.eval_average:]).mean(0)
+    answers = torch.stack([*probabilities[:-1], last]).argmax(-1).cpu().numpy().astype(np.uint8)
     task, label, why = cfg.data.task, None, ""
     try:
         text = (data.solve_maze if task == "maze" else data.solve_sudoku)(data.decode(task, inputs))
         label = np.array([puzzles.MAZE.index(c) + 1 if task == "maze" else int(c) + 1 for c in text], dtype=np.uint8)
     except UserError as e:  # no path, no solution, or several
         why = str(e)
-    return Trace(task, inputs, np.stack(answers), np.array(halt), label, why)
+    return Trace(task, inputs, answers, np.array(halt), label, why)
 
 
 # ---------------------------------------------------------------- the puzzle

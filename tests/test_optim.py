@@ -457,6 +457,14 @@ def test_eval_steps_is_the_length_of_the_curve(tmp_path):
     assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in "05")) == []
 
 
+def test_eval_average_moves_the_answer_and_nothing_else(tmp_path):
+    one, four = (tiny.run(tmp_path / str(k), train={"eval_average": k, "eval_steps": 4, "eval_every": 10, "batch_size": 32},
+                          data={"test_rows": 200}) for k in (1, 4))
+    assert one["test"]["curve"] == four["test"]["curve"] and one["test_halting"] == four["test_halting"]
+    assert one["test"]["cells"] != four["test"]["cells"]
+    assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in "14")) == []
+
+
 def test_ckpt_minutes_is_the_time_between_checkpoints(tmp_path, monkeypatch):
     save, saved = training.save, []
     monkeypatch.setattr(training, "save", lambda path, state: (saved.append(path.name), save(path, state)))
@@ -583,6 +591,7 @@ ELSEWHERE = {  # keys whose rows are tests of their own, above
     "log_every": test_steps_log_every_and_eval_every_say_when,
     "eval_every": test_steps_log_every_and_eval_every_say_when,
     "eval_steps": test_eval_steps_is_the_length_of_the_curve,
+    "eval_average": test_eval_average_moves_the_answer_and_nothing_else,
     "ckpt_minutes": test_ckpt_minutes_is_the_time_between_checkpoints,
     "patience": test_patience_counts_validations_without_a_better_one,
     "device": test_device_and_dtype_choose_where_and_in_what_to_compute,
@@ -605,7 +614,7 @@ def test_every_training_key_has_a_row():
 def test_impossible_training_values_are_named():
     def problems(**keys): return [key for key, _ in TrainConfig(**keys).problems()]
     assert problems() == []
-    for key in ("steps", "batch_size", "accumulate", "log_every", "grokfast_window", "muon_iterations"):
+    for key in ("steps", "batch_size", "accumulate", "log_every", "grokfast_window", "muon_iterations", "eval_average"):
         assert key in problems(**{key: 0})
     for key in ("lr", "muon_lr", "puzzle_lr"):
         assert problems(**{key: 0.0}) == [key]

@@ -1,6 +1,7 @@
 """solve.py: the net's answers, the verdict on them, puzzles in and pictures out, and what bad input is told."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,21 @@ def test_answers_are_those_that_evaluate_scores(runs, name):
         split = data.Split(question[None], wanted[None], cfg.data.size)
         curve = evaluate(net, split, cfg, World(0, 1, torch.device("cpu"), torch.float32, False))["curve"]
         assert curve == [float((answer == wanted).all()) for answer in answers]
+
+
+def test_the_last_answer_is_averaged_where_evaluation_averages(runs):
+    cfg, net, _ = load_run(runs / "sudoku")
+    with torch.no_grad():
+        net.head.weight.normal_(0, 3.0)  # answers that change from step to step
+    averaged, differ = replace(cfg, train=replace(cfg.train, eval_average=3)), 0
+    for seed in range(8):
+        question, _ = solve.draw_puzzle(cfg, seed)
+        own, answers = (solve.solve(c, net, question, steps=3).answers for c in (cfg, averaged))
+        split = data.Split(question[None], answers[-1:], cfg.data.size)
+        result = evaluate(net, split, averaged, World(0, 1, torch.device("cpu"), torch.float32, False))
+        assert result["exact"] == 1 and (answers[:-1] == own[:-1]).all()
+        differ += (answers[-1] != own[-1]).any()
+    assert differ
 
 
 def test_it_prints_grid_verdict_and_halting_and_writes_both_pictures(runs, tmp_path, capsys):
