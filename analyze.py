@@ -19,6 +19,7 @@ import re
 import sys
 import zipfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,6 @@ class Run:
     val: dict = field(default_factory=dict)
     summary: dict = field(default_factory=dict)  # empty: not finished
     solved: np.ndarray | None = None  # (puzzles,) bool from test.npz
-    learned: dict = field(default_factory=dict)  # modular addition: {"train": (steps, exact), "val": (steps, exact)} from metrics.jsonl
     problem: str = ""  # why its figures cannot be used
     notes: list = field(default_factory=list)  # what is odd about figures that can be used
 
@@ -66,6 +66,11 @@ class Run:
     def spread(self) -> float:
         """Standard deviation of the validation accuracy over the last third of training."""
         return last_third(self.val["step"], self.val["exact"])
+
+    @cached_property
+    def learned(self) -> dict:
+        """Accuracy against the step: {"train": (steps, exact), "val": (steps, exact)} from metrics.jsonl."""
+        return read_learned(self.folder / "metrics.jsonl")
 
     @property
     def reached(self) -> dict[str, float]:
@@ -178,7 +183,6 @@ def load_run(folder: Path) -> Run:
     except UserError as e:
         run.problem = str(e)
     run.train, run.val, broken = read_metrics(folder / "metrics.jsonl")
-    run.learned = read_learned(folder / "metrics.jsonl") if run.config.get("data.task") == "modular" else {}
     number = re.search(r"\d+$", folder.name)
     run.seed = run.config.get("seed", int(number[0]) if number else 0)
     if not (folder / "summary.json").exists():
@@ -481,7 +485,8 @@ def markdown(rows: list[dict], said: list[tuple[str, str]], absent: list[tuple[s
                             f"{100 * r['copy_exact']:.1f} ({r['trivial']})", r["best_step"], f"{len(r['seeds'].split())} x {r['test_puzzles']}"] for r in classes])
             text += ["best possible: what the most probable class by the rule itself scores on the same test rows; nothing is better on average.", ""]
         text += ["Test split, read once per run with the checkpoint that was best on validation. Mean over seeds (smallest-largest); with one seed "
-                 "(95 % binomial interval).", *["exact: every cell as in the label. valid: the rules hold. optimal: a valid path, and none is shorter. halting: "
+                 "(95 % binomial interval).", *["exact: every cell as in the label; the answer is the last supervision step's, or the mean of as many as "
+                 "train.eval_average says. valid: the rules hold. optimal: a valid path, and none is shorter. halting: "
                  "each answer is read when the net would stop, after `steps` supervision steps on average."] * bool(puzzles), ""]
         text += table(["entry", "parameters", "depth", "training steps", "training seconds", "CPU seconds", "steps/s", "spread", "spikes", "hardware", "commit", "data"],
                       [[r["entry"], f"{r['parameters']:,}", r["depth"], r["train_steps"], f"{r['train_seconds']:.0f}", f"{r['train_cpu_seconds']:.0f}",

@@ -74,7 +74,7 @@ class TrainConfig:
     grokfast_window: int = 100  # gradients in the "ma" filter
     eval_every: int = 0  # steps between validations; 0: ten per run
     eval_steps: int = 0  # supervision steps in evaluation; 0: n_sup
-    eval_average: int = 1  # last steps of an evaluation whose probabilities are averaged for the answer; 1: the last step's alone
+    eval_average: int = 1  # last steps of an evaluation whose probabilities are averaged for the answer to a puzzle; 1: the last one alone
     patience: int = 0  # validations without a better one before stopping early; 0: never
     log_every: int = 20  # steps between lines of metrics.jsonl, the loop's only host sync
     ckpt_minutes: float = 5.0  # wall-clock time between checkpoints
@@ -143,8 +143,8 @@ class Config:
             yield "train", "stagger", "false, or model.halting = false: slots that halt take a new example on their own"
         if self.train.eval_average > (steps := self.train.eval_steps or self.model.n_sup):
             yield "train", "eval_average", f"at most the {steps} supervision steps of an evaluation"
-        elif self.train.eval_average > 1 and task in ("arc", "control"):
-            yield "train", "eval_average", f"1 with data.task = {task!r}"
+        elif self.train.eval_average > 1 and task not in ("maze", "sudoku"):
+            yield "train", "eval_average", f"1 with data.task = {task!r}: it is for puzzles"
         if self.model.per_digit and self.data.task != "sudoku":
             yield "model", "per_digit", "false, or data.task = 'sudoku'"
         if self.model.mixer in ("mlp",) or self.model.positions == "learned":

@@ -113,6 +113,16 @@ def test_unfinished_and_damaged_runs_are_named(tmp_path):
         assert {row["entry"]: row["status"] for row in csv.DictReader(file)} == problems | {"good": "finished", "torn": "finished"}
 
 
+def test_one_entry_alone_is_drawn_with_its_accuracy_in_training(tmp_path):
+    for seed, exact in enumerate([0.4, 0.8]):
+        fake(tmp_path / f"runs/a/seed{seed}", exact, seed=seed)
+    fake(tmp_path / "runs/b/seed0", 0.5, model={"n": 2})
+    one, two = (analyze.plots.plot_learning(analyze.group(analyze.load_runs([tmp_path / path]))).axes[0] for path in ("runs/a", "runs"))
+    training = [line.get_ydata().tolist() for line in one.lines if line.get_color() == analyze.plots.GREY]
+    assert training == [pytest.approx([20, 40]), pytest.approx([40, 80])] and one.get_xlabel() == "training step"
+    assert not [line for line in two.lines if line.get_color() == analyze.plots.GREY] and two.get_xlabel() == "seconds of training"
+
+
 def test_plots_are_written_and_the_same_runs_give_the_same_bytes(tmp_path):
     for k in range(7):
         fake(tmp_path / f"runs/maze{k}/seed0", 0.1 * k)
