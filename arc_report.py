@@ -77,7 +77,7 @@ def solve(net: TRM, cfg, rows: dict[str, np.ndarray], world, wrong: str = "") ->
     Rows are dealt out over the processes. "context" is the last one, of an encoder; "change" how far a recurrent one moved in each step
     after the first.
     """
-    was_training, n_sup, N = net.training, cfg.train.eval_steps or cfg.model.n_sup, len(rows["task"])
+    was_training, n_sup, N = net.training, cfg.eval_steps, len(rows["task"])
     net.eval()
     mine = np.arange(N)[world.rank::world.size]
     size = max(1, min(cfg.train.batch_size // cfg.train.accumulate // world.size, len(mine)))

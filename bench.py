@@ -310,7 +310,7 @@ def measure(cfg: Config, names: list[str], rounds: int, insist: bool) -> dict:
         for kind in peak:
             peak[kind] = max(peak[kind], matmul_rate({"bf16": torch.bfloat16, "fp32": torch.float32}[kind], world.device, clock))
 
-    flop, steps = step_calls(cfg.model) * net_flop(cfg.model, shape, B), cfg.train.eval_steps or cfg.model.n_sup
+    flop, steps = step_calls(cfg.model) * net_flop(cfg.model, shape, B), cfg.eval_steps
     for name, one in found.items():
         step, solved, first, own = statistics.median(train[name]), statistics.median(solve[name]), one.pop("first"), one.pop("own_bytes")
         one |= {"seconds_per_step": step, "flop_per_second": flop / step, "share_of_matmul_peak": flop / step / peak["bf16" if "bf16" in name else "fp32"],

@@ -23,7 +23,7 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
     if split.rows is not None:
         result = evaluate_plans(net, split.rows)
         return result | {"halting": {k: result[k] for k in ("exact", "cells", "steps", "n")}}
-    was_training, n_sup, average = net.training, cfg.train.eval_steps or cfg.model.n_sup, cfg.train.eval_average
+    was_training, n_sup, average = net.training, cfg.eval_steps, 1 if adaptive else cfg.train.eval_average
     net.eval()
     chosen = np.arange(len(split) if not rows else min(rows, len(split)))
     mine = chosen[world.rank::world.size]
@@ -54,7 +54,7 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
                 top = out.logits[:, 0].topk(min(3, net.shape.classes)).indices.cpu().numpy()
                 among[running, step] = (top == labels[running]).any(1)
             final[running] = answers
-            if average > 1 and step >= n_sup - average and not adaptive:
+            if average > 1 and step >= n_sup - average:
                 summed = summed + log_probabilities(out.logits, cfg.model.loss).exp()
             curve[running, step] = ((answers == labels[running]) | unasked[running]).all(-1)
             stop = open_[running] & ((q > 0) | (step == n_sup - 1))
@@ -70,7 +70,7 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
                     keep = np.resize(keep, smaller[-1])
                     running, index = running[keep], torch.from_numpy(keep).to(world.device)
                     carry = carry.map(lambda t: t[index])
-        if average > 1 and not adaptive:
+        if average > 1:
             final[running] = summed.argmax(-1).cpu().numpy()
         bar.update(len(slots))
     bar.close()
@@ -104,5 +104,5 @@ def evaluate(net: TRM, split: data.Split, cfg, world, rows: int = 0, adaptive: b
 
 def rows_within_training(cfg) -> int:
     """How many puzzles an evaluation may take so that it costs no more than the training: it binds in smoke tests only."""
-    m, steps = cfg.model, cfg.train.eval_steps or cfg.model.n_sup
-    return max(2, int(cfg.train.steps * cfg.train.batch_size * (m.T + 2 * m.grad_cycles) / (m.T * steps)))
+    m = cfg.model
+    return max(2, int(cfg.train.steps * cfg.train.batch_size * (m.T + 2 * m.grad_cycles) / (m.T * cfg.eval_steps)))

