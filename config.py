@@ -1,17 +1,24 @@
-"""From a TOML entry and the command line to frozen dataclasses: checked, documented by their own comments, written back.
+"""From a TOML entry and the command line to frozen dataclasses: checked, documented, written back.
 
-A layer (base file, entry, command line) is checked under its own name, so an error names the place that holds the key.
+A layer is a base file, the entry, or the command line. Each is checked under its own name,
+so an error names the place that holds the wrong key. The comment of a field is its help text.
+Imports nothing of ours.
 """
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import inspect
 import json
 import math
 import re
+import shlex
 import sys
+import textwrap
 import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 if sys.version_info >= (3, 11):
@@ -19,42 +26,180 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from data import UserError
+
+class UserError(Exception):
+    """Bad input: one sentence that says where, what was found and what was expected.
+
+    Programs print it and exit with code 2.
+    """
 
 
-# Keys that change how a run is watched or where it computes, not what it computes: a run may continue with others.
-FREE = {"hypothesis", "expected", "out", "train.log_every", "train.ckpt_minutes", "train.device", "train.threads", "train.wandb"}
+# Keys that change how a run is watched or where it computes, not what it computes.
+FREE = {
+    "hypothesis",
+    "expected",
+    "out",
+    "train.log_every",
+    "train.ckpt_minutes",
+    "train.device",
+    "train.threads",
+    "train.wandb",
+}
 SHARED = FREE | {"seed"}  # what the seeds of one entry may differ in
 
 
+# ---------------------------------------------------------------- one value
+
+
+def choices_of(kind) -> tuple:
+    """The values of a Literal; empty for other types."""
+    return typing.get_args(kind)
+
+
 def describe(kind) -> str:
-    choices = typing.get_args(kind)
-    return "one of " + ", ".join(repr(c) for c in choices) if choices else {int: "an integer", float: "a number", str: "a string",
-                                                                           bool: "true or false"}[kind]
+    """The type of a field in words."""
+    if choices_of(kind):
+        return "one of " + ", ".join(repr(choice) for choice in choices_of(kind))
+    return {int: "an integer", float: "a number", str: "a string", bool: "true or false"}[kind]
 
 
 def fits(value, kind) -> bool:
-    if typing.get_args(kind):
-        return value in typing.get_args(kind)
+    """Whether a value of TOML may stand in a field of this type."""
+    if choices_of(kind):
+        return value in choices_of(kind)
+    if isinstance(value, bool):
+        return kind is bool
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def nearest(word: str, known) -> str:
+    """The end of a sentence about an unknown word: what may be meant, or what is known."""
     close = difflib.get_close_matches(word, list(known), 1, 0.5)
     return f", did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
 
 
-FIELD = r"^    (\w+): (?:[^#\n]|\n {5,})*?  # (.+)$"  # a field, its type perhaps over several lines, and its comment
+def parse_value(text: str, kind):
+    """A word of the command line as TOML would read it. Where a string is wanted, it stays a word.
+
+    Numbers may lack the digit that TOML demands: .5 and 2. are fine.
+    """
+    if kind is str or any(isinstance(choice, str) for choice in choices_of(kind)):
+        return text
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        if kind is float and re.fullmatch(r"-?(\.\d+|\d+\.)", text):
+            return float(text)
+        return text  # check_layer says what was expected
+
+
+# ---------------------------------------------------------------- dataclasses
 
 
 def comments(cls) -> dict[str, str]:
-    """The comment behind each field of a dataclass: its help text."""
-    return {m[1]: m[2] for m in re.finditer(FIELD, inspect.getsource(cls), re.MULTILINE)}
+    """The help text of each field: the comment behind it, or else the comment lines above it."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):  # a class of no file, such as object
+            continue
+        lines = source.splitlines()
+        for node in ast.parse(source).body[0].body:
+            if not isinstance(node, ast.AnnAssign):
+                continue
+            behind = lines[node.end_lineno - 1].partition("  # ")[2]
+            above, at = [], node.lineno - 2
+            while lines[at].startswith("    # "):
+                above.insert(0, lines[at].removeprefix("    # "))
+                at -= 1
+            found[node.target.id] = behind or " ".join(above)
+    return found
+
+
+def build(cls, values: dict):
+    """The dataclass from nested dicts. Numbers become what the field says."""
+    made = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if dataclasses.is_dataclass(field.type):
+            value = build(field.type, value)
+        elif field.type is float:
+            value = float(value)
+        made[field.name] = value
+    return cls(**made)
+
+
+def known_only(cls, values: dict) -> dict:
+    """Nested dicts without the keys that a dataclass lacks: older folders held every task's keys."""
+    kept = {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            value = values[field.name]
+            if dataclasses.is_dataclass(field.type) and isinstance(value, dict):
+                value = known_only(field.type, value)
+            kept[field.name] = value
+    return kept
+
+
+def flatten(cfg) -> dict:
+    """{"seed": 0, "model.dim": 512, ...}"""
+    flat = {}
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def nested(flat: dict) -> dict:
+    """The reverse of `flatten`: {"model": {"dim": 512}, "seed": 0, ...}"""
+    tables: dict = {}
+    for key, value in flat.items():
+        table, _, name = key.rpartition(".")
+        place = tables.setdefault(table, {}) if table else tables
+        place[name] = value
+    return tables
+
+
+def flat_tables(tables: dict) -> dict:
+    """Nested dicts, as TOML gives them, with one key per value: {"model.dim": 512, ...}"""
+    flat = {}
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_toml(cfg, entry: str) -> str:
+    """Every key of a config, for the run folder."""
+
+    def lines(part) -> list[str]:
+        values = [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+        plain = [(name, value) for name, value in values if not dataclasses.is_dataclass(value)]
+        return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in plain]
+
+    text = [f"# {entry}", *lines(cfg)]
+    for field in dataclasses.fields(cfg):
+        table = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(table):
+            text += ["", f"[{field.name}]", *lines(table)]
+    return "\n".join(text) + "\n"
+
+
+# ---------------------------------------------------------------- layers
 
 
 def read_toml(path: Path) -> dict:
+    """The tables of a file. Raises UserError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
@@ -64,8 +209,8 @@ def read_toml(path: Path) -> dict:
 
 
 def check_layer(layer: dict, cls, where: str) -> None:
-    """Unknown keys, wrong types and wrong choices of one layer, each as one sentence (UserError)."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    """Raises UserError for an unknown key, a wrong type or a wrong choice in one layer."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in layer.items():
         if key not in fields:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, fields)}")
@@ -75,148 +220,274 @@ def check_layer(layer: dict, cls, where: str) -> None:
                 raise UserError(f"{where}: {key} = {value!r}, expected a table [{key}]")
             check_layer(value, kind, f"{where} [{key}]")
         elif not fits(value, kind):
-            guess = nearest(value, typing.get_args(kind)) if typing.get_args(kind) and isinstance(value, str) else ""
-            raise UserError(f"{where}: {key} = {value!r}, expected {describe(kind)} (default {default!r})"
-                            + (guess if guess.startswith(", did") else ""))
+            sentence = f"{where}: {key} = {value!r}, expected {describe(kind)} (default {default!r})"
+            if choices_of(kind) and isinstance(value, str):
+                guess = nearest(value, choices_of(kind))
+                sentence += guess if "did you mean" in guess else ""
+            raise UserError(sentence)
 
 
 def merge(under: dict, over: dict) -> dict:
-    return under | {k: merge(under[k], v) if isinstance(v, dict) and isinstance(under.get(k), dict) else v for k, v in over.items()}
-
-
-def build(cls, values: dict):
-    """The dataclass from nested dicts; numbers become what the field says."""
-    made = {}
-    for f in dataclasses.fields(cls):
-        if f.name in values:
-            v = values[f.name]
-            made[f.name] = build(f.type, v) if dataclasses.is_dataclass(f.type) else f.type(v) if f.type is float else v
-    return cls(**made)
-
-
-def flatten(cfg) -> dict:
-    """{"seed": 0, "model.dim": 512, ...}"""
-    flat = {}
-    for f in dataclasses.fields(cfg):
-        value = getattr(cfg, f.name)
-        flat |= {f"{f.name}.{k}": v for k, v in flatten(value).items()} if dataclasses.is_dataclass(value) else {f.name: value}
-    return flat
+    """Nested dicts, the second one's values over the first one's."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(under.get(key), dict)
+        merged[key] = merge(under[key], value) if both else value
+    return merged
 
 
 def read_layers(entry: Path) -> list[tuple[str, dict]]:
-    """(file, what it says) of the entry, and before it of its base, if it has one.
+    """(file, its tables) of the entry, and before it of its base, if it has one.
 
-    `base` in an entry names another entry, relative to it; it has one level, so two files tell all.
+    `base` names another entry, relative to this one. It has one level, so two files tell all.
     """
-    layers = [(str(entry), read_toml(entry))]
-    if "base" in layers[0][1]:
-        base = layers[0][1].pop("base")
-        if not isinstance(base, str):
-            raise UserError(f"{entry}: base = {base!r}, expected the path of another entry")
-        layers.insert(0, (str(entry.parent / base), read_toml(entry.parent / base)))
-        if "base" in layers[0][1]:
-            raise UserError(f"{layers[0][0]}: has a base of its own, but {entry} builds on it; base has one level")
-        for key in ("hypothesis", "expected"):
-            layers[0][1].pop(key, None)
-    return layers
+    own = read_toml(entry)
+    if "base" not in own:
+        return [(str(entry), own)]
+    base = own.pop("base")
+    if not isinstance(base, str):
+        raise UserError(f"{entry}: base = {base!r}, expected the path of another entry")
+    below = entry.parent / base
+    tables = read_toml(below)
+    if "base" in tables:
+        raise UserError(
+            f"{below}: has a base of its own, but {entry} builds on it; base has one level"
+        )
+    for key in ("hypothesis", "expected"):
+        tables.pop(key, None)
+    return [(str(below), tables), (str(entry), own)]
+
+
+def origins(layers: list[tuple[str, dict]]) -> dict[tuple[str, str], str]:
+    """(table, key) -> the last layer that says it. Keys outside the tables have the table ""."""
+    origin = {}
+    for where, layer in layers:
+        for table, keys in layer.items():
+            if isinstance(keys, dict):
+                origin |= {(table, key): where for key in keys}
+            else:
+                origin["", table] = where
+    return origin
 
 
 def overlay(cls, layers: list[tuple[str, dict]], last: str):
-    """The dataclass of all layers, later ones over earlier ones, checked one by one and then as a whole; `last` owns the defaults."""
-    values, origin = {}, {}
+    """The dataclass of all layers, later ones over earlier ones. `last` owns the defaults.
+
+    Each layer is checked by itself, then the whole by its `problems()`. A class with a method
+    `variant` chooses another one by what the layers say. Raises UserError.
+    """
+    if hasattr(cls, "variant"):
+        cls = cls.variant(layers)
+    values: dict = {}
     for where, layer in layers:
         check_layer(layer, cls, where)
         values = merge(values, layer)
-        for table, keys in layer.items():
-            origin |= {(table, key): where for key in keys} if isinstance(keys, dict) else {("", table): where}
-    cfg = build(cls, values)
+    cfg, origin = build(cls, values), origins(layers)
     for table, key, expected in cfg.problems():
-        where, owner = origin.get((table, key), f"{last} (default)"), getattr(cfg, table) if table else cfg
-        raise UserError(f"{where}{f' [{table}]' if table else ''}: {key} = {getattr(owner, key)!r}, expected {expected}")
+        where = origin.get((table, key), f"{last} (default)")
+        owner = getattr(cfg, table) if table else cfg
+        place = f"{where} [{table}]" if table else where
+        raise UserError(f"{place}: {key} = {getattr(owner, key)!r}, expected {expected}")
     return cfg
 
 
+def refuse_problems(table, name: str) -> None:
+    """Raises UserError for the first problem of one table, for callers without an entry."""
+    for key, expected in table.problems():
+        raise UserError(f"{name}.{key} = {getattr(table, key)!r}, expected {expected}")
+
+
 def load_config(cls, entry: Path, overrides: dict):
-    """base <- entry <- command line. Raises UserError. The table [slurm] is another matter: see slurm.py."""
+    """base <- entry <- command line. Raises UserError. The table [slurm] is for `slurm_config`."""
     layers = [*read_layers(Path(entry)), ("command line", overrides)]
-    return overlay(cls, [(where, {k: v for k, v in layer.items() if k != "slurm"}) for where, layer in layers], str(entry))
+    for at, (where, layer) in enumerate(layers):
+        layers[at] = where, {key: value for key, value in layer.items() if key != "slurm"}
+    return overlay(cls, layers, str(entry))
 
 
-def to_toml(cfg, entry: str) -> str:
-    """Every key of a config, for the run folder."""
-    def lines(obj):
-        return [f"{f.name} = {json.dumps(v, ensure_ascii=False)}" for f in dataclasses.fields(obj)
-                if not dataclasses.is_dataclass(v := getattr(obj, f.name))]
-
-    text = [f"# {entry}", *lines(cfg)]
-    for f in dataclasses.fields(cfg):
-        if dataclasses.is_dataclass(getattr(cfg, f.name)):
-            text += ["", f"[{f.name}]", *lines(getattr(cfg, f.name))]
-    return "\n".join(text) + "\n"
-
-
-def parse_value(text: str, kind):
-    """A command-line word as TOML would read it, or a number like .5; a word where a string is wanted stays a word."""
-    if kind is str or str in map(type, typing.get_args(kind)):
-        return text
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return float(text) if kind is float and re.fullmatch(r"-?(\.\d+|\d+\.)", text) else text  # check_layer says what was expected
-
-
-def add_keys(parser: argparse.ArgumentParser, cls, hidden: tuple[str, ...] = ("hypothesis",), prefix: str = "") -> dict[str, type]:
-    """An option for every key of a config, its comment as help. Returns {"train.steps": int, ...}."""
-    kinds, notes = {}, comments(cls)
-    for f in dataclasses.fields(cls):
-        key = f"{prefix}{f.name}"
-        if dataclasses.is_dataclass(f.type):
-            kinds |= add_keys(parser.add_argument_group(f"[{f.name}]"), f.type, hidden, f"{f.name}.")
-        elif key not in hidden:
-            kinds[key] = f.type
-            choices = f" {{{', '.join(map(str, typing.get_args(f.type)))}}}" if typing.get_args(f.type) else ""
-            parser.add_argument(f"--{key}", metavar="", default=argparse.SUPPRESS,
-                                help=f"{notes.get(f.name, '')}{choices} (default {f.default!r})".replace("%", "%%"))
-    return kinds
-
-
-def parse(parser: argparse.ArgumentParser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Namespace, dict]:
-    """Words to (what the parser has beside `kinds`, the keys of `kinds` that were given as nested dicts). Raises UserError."""
-    def fail(message: str):
-        raise UserError(f"command line: {message}")
-
-    parser.error = fail
-    found, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        key = unknown[0].removeprefix("--").split("=")[0]
-        known = {**kinds, **{k.replace("_", "-"): None for k in vars(found) if k not in kinds}}
-        fail(f"unknown key '{unknown[0]}'{nearest(key, known)}" if unknown[0].startswith("-") else f"unexpected word {unknown[0]!r}")
-    overrides: dict = {}
-    for key, text in vars(found).items():
-        if key in kinds:
-            table, _, name = key.rpartition(".")
-            (overrides.setdefault(table, {}) if table else overrides)[name] = parse_value(text, kinds[key])
-    return found, overrides
+# ---------------------------------------------------------------- the command line
 
 
 class Parser(argparse.ArgumentParser):
-    """The command line of a program with options of its own: what is wrong with it is a UserError."""
+    """The command line of a program: what is wrong with it is a UserError."""
 
-    def __init__(self, program: str, description: str):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    def __init__(self, program: str, description: str, style=argparse.RawDescriptionHelpFormatter):
+        super().__init__(description=description, formatter_class=style, allow_abbrev=False)
         self.program = program
 
     def error(self, message: str):
         raise UserError(f"command line: {message}; see python {self.program} --help")
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+def make_parser(program: str, description: str) -> Parser:
+    """A parser whose help keeps the line breaks of the keys."""
+    return Parser(program, description, argparse.RawTextHelpFormatter)
+
+
+def add_keys(parser, cls, hidden: tuple[str, ...] = ("hypothesis",), prefix: str = "") -> dict:
+    """An option for every key of a config, its comment as help: {"train.steps": int, ...}
+
+    Keys that the parser has already are left alone, so several classes can be added.
+    """
+    kinds, notes = {}, comments(cls)
+    for field in dataclasses.fields(cls):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            group = parser.add_argument_group(f"[{field.name}]")
+            kinds |= add_keys(group, field.type, hidden, f"{field.name}.")
+        elif key not in hidden:
+            kinds[key] = field.type
+            if f"--{key}" in parser._option_string_actions:
+                continue
+            choices = ", ".join(map(str, choices_of(field.type)))
+            text = f"{notes.get(field.name, '')} {{{choices}}}" if choices else notes[field.name]
+            text = f"{text} (default {field.default!r})".replace("%", "%%")
+            parser.add_argument(f"--{key}", metavar="", default=argparse.SUPPRESS, help=text)
+    return kinds
+
+
+def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Namespace, dict]:
+    """(options of the parser itself, keys of `kinds` that were given as nested dicts).
+
+    Raises UserError.
+    """
+
+    def fail(message: str):
+        raise UserError(f"command line: {message}")
+
+    parser.error = fail
+    found, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        word = unknown[0]
+        if not word.startswith("-"):
+            fail(f"unexpected word {word!r}")
+        options = [key.replace("_", "-") for key in vars(found) if key not in kinds]
+        fail(f"unknown key '{word}'{nearest(word.removeprefix('--').split('=')[0], [*kinds, *options])}")
+    given = {key: text for key, text in vars(found).items() if key in kinds}
+    return found, nested({key: parse_value(text, kinds[key]) for key, text in given.items()})
 
 
 def command_line(cls, argv: list[str], description: str) -> tuple[Path, dict]:
-    """`entry.toml --train.steps=200 --seed 1` -> (entry, overrides as nested dicts). --help lists every key."""
-    parser = make_parser(description)
-    parser.add_argument("entry", type=Path, help="a sweep entry, for example sweeps/maze_baseline.toml")
+    """`entry.toml --train.steps=200 --seed 1` -> (entry, overrides as nested dicts).
+
+    --help lists every key that this entry can have.
+    """
+    parser = make_parser("train.py", description)
+    parser.add_argument("entry", type=Path, help="an entry, for example sweeps/maze_baseline.toml")
+    if hasattr(cls, "variant"):
+        cls = cls.variant(hints(argv))
     found, overrides = parse(parser, argv, add_keys(parser, cls))
     return found.entry, overrides
+
+
+def hints(argv: list[str]) -> list[tuple[str, dict]]:
+    """The layers that a command line names, as far as they can be read: enough to choose a class."""
+    layers: list[tuple[str, dict]] = []
+    for word in argv:
+        path = Path(word)
+        if not word.startswith("-") and path.suffix == ".toml" and path.is_file():
+            layers += read_layers(path)
+    for at, word in enumerate(argv):
+        key, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and key.count(".") == 1:
+            value = value if equals else "".join(argv[at + 1 : at + 2])
+            layers.append(("command line", nested({key: value})))
+    return layers
+
+
+# ---------------------------------------------------------------- the table [slurm]
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """Where a run computes, never what: train.py checks it and goes on without it.
+
+    command line > entry > its base > sweeps/slurm.toml > defaults
+    """
+
+    partition: str = ""  # where to queue; empty, here and below: as the cluster does by itself
+    account: str = ""  # who pays
+    qos: str = ""  # quality of service
+    constraint: str = ""  # features a node must have, for example "h100|h200"
+    # limit of one job, "90m", "12h", "1d12h" or SLURM's D-HH:MM:SS; a longer run is requeued
+    time: str = "12h"
+    nodes: int = 1  # nodes of a run
+    gpus: int = 0  # GPUs on each node
+    # processes on each node, all of a run form one DDP group; 0: one per GPU, at least one
+    tasks: int = 0
+    cpus: int = 1  # CPUs of each process
+    memory: str = ""  # on each node, for example "16GB"
+    max_parallel: int = 0  # runs of a launch that compute at the same time; 0: no limit of ours
+    # seconds between the warning and the time limit: a step and a checkpoint must fit
+    signal_delay: int = 120
+    # times a job comes back after a warning before somebody has to launch again
+    requeue: int = 100
+    setup: str = ""  # shell command on the node before Python starts, like "module load cuda"
+    options: str = ""  # further sbatch options, for example "--exclude=n12 --nice=100"
+
+    def problems(self) -> Iterator[tuple[str, str, str]]:
+        limit = minutes(self.time)
+        if not limit:
+            yield "", "time", 'a duration like "90m", "12h", "1d12h" or "1-12:00:00"'
+        for key in ("nodes", "cpus", "signal_delay"):
+            if getattr(self, key) < 1:
+                yield "", key, "at least 1"
+        for key in ("gpus", "tasks", "max_parallel", "requeue"):
+            if getattr(self, key) < 0:
+                yield "", key, "at least 0"
+        if self.signal_delay >= min(60 * (limit or 1), 65536):
+            yield "", "signal_delay", f"fewer seconds than time = {self.time!r} has, at most 65535"
+        if not re.fullmatch(r"(\d+[KMGT]B?)?", self.memory):
+            yield "", "memory", 'a size like "16GB" or "500M"'
+        if not all(re.fullmatch(r"--[a-z][a-z-]*(=.*)?", word) for word in words(self.options)):
+            yield "", "options", 'long options with their values behind =, like "--exclude=n12"'
+
+    @property
+    def processes(self) -> int:
+        """All processes of a run."""
+        return self.nodes * (self.tasks or self.gpus or 1)
+
+
+def words(text: str) -> list[str]:
+    """Shell words; the text itself where a quote is never closed."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return [text]
+
+
+def minutes(text: str) -> int:
+    """A duration in minutes, 0 where it is none."""
+    short = re.fullmatch(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", text)
+    long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if not (short or long):
+        return 0
+    days, hours, mins, *seconds = (int(part or 0) for part in (short or long).groups())
+    return days * 1440 + hours * 60 + mins + any(seconds)
+
+
+def below_sweeps(entry: Path) -> tuple[Path | None, Path]:
+    """(the sweeps folder or None, the entry's path below it without .toml; else its name)."""
+    parts = Path(entry).resolve().with_suffix("").parts
+    if "sweeps" not in parts:
+        return None, Path(parts[-1])
+    at = len(parts) - parts[::-1].index("sweeps")
+    return Path(*parts[:at]), Path(*parts[at:])
+
+
+def slurm_config(entry: Path, overrides: dict | None = None) -> SlurmConfig:
+    """The [slurm] table of an entry, of all the places that may hold it. Raises UserError."""
+    layers = read_layers(Path(entry))
+    sweeps, _ = below_sweeps(entry)
+    shared = sweeps / "slurm.toml" if sweeps else None
+    if shared and shared.exists():
+        tables = read_toml(shared)
+        if other := tables.keys() - {"slurm"}:
+            raise UserError(f"{shared}: unknown key '{min(other)}', expected the table [slurm] alone")
+        layers.insert(0, (str(shared), tables))
+    layers.append(("command line", overrides or {}))
+    for where, layer in layers:
+        if not isinstance(layer.get("slurm", {}), dict):
+            raise UserError(f"{where}: slurm = {layer['slurm']!r}, expected a table [slurm]")
+    tables = [(f"{where} [slurm]", layer.get("slurm", {})) for where, layer in layers]
+    return overlay(SlurmConfig, tables, f"{entry} [slurm]")

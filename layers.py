@@ -156,31 +156,44 @@ class Attention(nn.Module):
 
 
 class Conv(nn.Module):
-    """Depthwise 3x3 convolution over the square grid; its weights do not depend on the grid's size. A prefix is left out."""
+    """Depthwise 3x3 convolution over the grid. A prefix is left out.
 
-    def __init__(self, dim: int, prefix: int = 0):
+    Its weights do not depend on the grid's size. sides: (rows, columns) of a grid that is no
+    square; (0, 0): a square of whatever size the input has.
+    """
+
+    def __init__(self, dim: int, prefix: int = 0, sides: tuple[int, int] = (0, 0)):
         super().__init__()
-        self.prefix = prefix
+        self.prefix, self.sides = prefix, sides
         self.weight = nn.Parameter(trunc_normal(dim, 1, 3, 3, std=1 / 3))
 
     def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
         B, L, D = h.shape
         side = math.isqrt(L - self.prefix)
-        grid = h[:, self.prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (B, D, side, side), channels last
+        sides = self.sides if self.sides[0] else (side, side)
+        grid = h[:, self.prefix :].unflatten(1, sides).permute(0, 3, 1, 2)  # (B, D, rows, cols)
         out = F.conv2d(grid, self.weight.to(h.dtype), padding=1, groups=D)
         out = out.permute(0, 2, 3, 1).flatten(1, 2)
-        return F.pad(out, (0, 0, self.prefix, 0)) if self.prefix else out  # a pad by nothing would copy
+        return F.pad(out, (0, 0, self.prefix, 0)) if self.prefix else out  # padding by 0 would copy
 
 
 class Pool(nn.Module):
-    """Gated pooling over the groups of a cell: its row, its column and, if `box` = (rows, cols) is given, its box.
+    """Gated pooling over the groups of a cell: its row, its column and its box.
 
-    u, g = split(W_in h); m_k = sum over the group of u_k * silu(g_k) / sqrt(group size); out = W_out [m_1, m_2, m_3].
-    With `digits` > 1 a cell holds that many positions, one per digit: the groups above then take in the same digit only, and
-    the digits of a cell are a fourth group.
-    Equivariant under the permutations of positions that map rows to rows, columns to columns, boxes to boxes, digits to digits: all
-    symmetries of Sudoku but the transpose, which swaps the weights of rows and columns.
-    W_out is applied to the pooled vectors, one per group and not one per cell: the same sum for a fraction of the work.
+        u, g = split(W_in h)
+        m_k = sum over the group of u_k * silu(g_k) / sqrt(group size)
+        out = W_out [m_1, m_2, m_3]
+
+    box: (rows, columns) of a box; (0, 0): the grid has none. digits > 1: a cell holds so many
+    positions, one per digit. Then the groups above take in the same digit only, and the digits of
+    a cell are a fourth group.
+
+    Equivariant under the permutations of positions that map rows to rows, columns to columns,
+    boxes to boxes and digits to digits: all symmetries of Sudoku but the transpose, which swaps
+    the weights of rows and columns.
+
+    W_out is applied to the pooled vectors, one per group and not one per cell: the same sum for a
+    fraction of the work.
     """
 
     def __init__(self, dim: int, box: tuple[int, int] = (0, 0), digits: int = 1):
@@ -191,19 +204,41 @@ class Pool(nn.Module):
         self.out = Linear(self.kinds * dim, dim)
 
     def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
-        (B, L, D), S, (r, c) = h.shape, self.digits, self.box
-        side = math.isqrt(L // S)
+        B, L, D = h.shape
+        side = math.isqrt(L // self.digits)
         u, g = self.into(h).chunk(2, -1)
-        parts = list((u * F.silu(g)).view(B, side, side, S, self.kinds, D).unbind(4))
-        w = list((side**-0.5 * self.out.weight.to(h.dtype)).split(D, -1))  # W_out by kind of group, each (D, D)
-        out = F.linear(parts[0].sum(2), w[0])[:, :, None] + F.linear(parts[1].sum(1), w[1])[:, None]  # rows, columns
-        if S > 1:
-            out = out + F.linear(parts.pop().sum(3), w.pop())[:, :, :, None]  # the digits of a cell
-        if r:  # one axis at a time: a sum over two axes apart, as in backward too, takes 8 times longer on CPUs
-            pooled = F.linear(parts[2].reshape(B, side // r, r, side // c, c, S, D).sum(4).sum(2), w[2])  # (B, side/r, side/c, S, D)
-            pooled = pooled[:, :, :, None].expand(-1, -1, -1, c, -1, -1).reshape(B, side // r, 1, side, S, D)
-            out = out.view(B, side // r, r, side, S, D) + pooled
+        gated = (u * F.silu(g)).view(B, side, side, self.digits, self.kinds, D).unbind(4)
+        weights = (side**-0.5 * self.out.weight.to(h.dtype)).split(D, -1)  # each (D, D)
+        out = self.rows(gated[0], weights[0]) + self.columns(gated[1], weights[1])
+        if self.digits > 1:
+            out = out + self.cells(gated[-1], weights[-1])
+        if self.box[0]:
+            out = self.add_boxes(out, gated[2], weights[2])
         return out.reshape(B, L, D)
+
+    # Each takes (B, side, side, digits, D) and its part of W_out.
+
+    def rows(self, m: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(m.sum(2), weight)[:, :, None]
+
+    def columns(self, m: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(m.sum(1), weight)[:, None]
+
+    def cells(self, m: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(m.sum(3), weight)[:, :, :, None]
+
+    def add_boxes(self, out: Tensor, m: Tensor, weight: Tensor) -> Tensor:
+        """out + what the box of each cell says.
+
+        One axis at a time: a sum over two axes apart, as in backward too, takes 8 times longer on
+        CPUs.
+        """
+        B, side, _, S, D = m.shape
+        r, c = self.box
+        boxes = m.reshape(B, side // r, r, side // c, c, S, D).sum(4).sum(2)
+        said = F.linear(boxes, weight)[:, :, :, None]  # (B, side/r, side/c, 1, S, D)
+        said = said.expand(-1, -1, -1, c, -1, -1).reshape(B, side // r, 1, side, S, D)
+        return out.view(B, side // r, r, side, S, D) + said
 
 
 class PositionMLP(nn.Module):

@@ -9,9 +9,17 @@ Writes probes.json into each run folder and prints it in words:
     gradient   per supervision step: gradient at the context over gradient at the question; norms by part of the encoder; mean cosine of the
                encoder's gradients of different tasks
     noise      share of answers that differ when a variational encoder samples twice; 0 for the others
-Exit codes: 0 done, 2 bad input.
+
+    python probes.py adapt runs/laptop/arc_E1v2/seed0 [--steps 0,50,200] [--tasks 8] [--lr 1e-3]
+
+Test-time training, a mode of its own: for each held-out task the net starts from the run's best
+checkpoint and learns on that task's demonstrations alone, each asked with the others shown (with a
+puzzle embedding: each asked), under the run's augmentations; its queries are asked after so many
+steps, then the net is reset. Writes adapt.json. Its figures are never to be mixed with those of a
+net that does not learn at test time, which stand at 0 steps. Exit codes: 0 done, 2 bad input.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -20,14 +28,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import arc
 import data
-from arc_report import ablation, score, solve, trained
-from conditioned import Conditioned
-from config import Parser
-from puzzles import UserError
-from runs import TrainingError, write_atomic
-from train import World, load_run
+from config import Parser, UserError, flatten
+from encoders import Conditioned
+from runs import TrainingError, World, make_world, write_text
+from tasks import episodes
+from tasks.arc_report import ablation, score, solve, trained
+from train import Config, load_run, make_run, train_step
 
 
 def probe(folder: Path, against: Path | None = None) -> dict:
@@ -36,9 +43,9 @@ def probe(folder: Path, against: Path | None = None) -> dict:
     cfg, net, _ = load_run(folder)
     if cfg.data.task != "arc":
         raise UserError(f"{folder}: a run of data.task = {cfg.data.task!r}, expected 'arc'")
-    ds = data.load(cfg.data, cfg.arc).arc[0]
+    ds = data.load(cfg).arc
     sides = {"train": trained(ds)[: max(64, len(ds.test))], "test": ds.test}
-    rows = {side: arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, tasks, 1)) for side, tasks in sides.items()}
+    rows = {side: episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1)) for side, tasks in sides.items()}
     true = {side: score(solve(net, cfg, r, world)[0], r["labels"]) for side, r in rows.items()}
     wrong = {side: ablation(net, cfg, r, world) for side, r in rows.items()}
     found = {"context": {side: w and {"true": true[side]["exact"]} | w for side, w in wrong.items()}, "demos": {}, "n": {s: len(r["task"]) for s, r in rows.items()}}
@@ -48,7 +55,7 @@ def probe(folder: Path, against: Path | None = None) -> dict:
         for side, tasks in sides.items():
             found["demos"][side] = {}
             for shown in range(cfg.arc.demos):
-                asked = arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, tasks, 1, shown))
+                asked = episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1, shown))
                 found["demos"][side][str(shown)] = score(solve(net, cfg, asked, world)[0], asked["labels"])
             found["demos"][side][str(cfg.arc.demos)] = true[side]
         found["order"] = order(net, cfg, rows["train"])
@@ -129,7 +136,7 @@ def gradients(net: Conditioned, cfg, rows: dict, tasks: int = 8) -> dict:
     """Of training queries, in training mode but with nothing sampled beyond a fixed seed."""
     batch, g = tensors(rows, 32), torch.Generator().manual_seed(0)
     net.train()
-    noise = net.noise(len(batch["inputs"]), cfg.arc.demos, g)
+    noise = net.noise(len(batch["inputs"]), g)
     keys = {} if noise is None else {"noise": noise}
     carry, ratios = net.refill(net.start(batch), batch, net.first_states(len(batch["inputs"]), net.shape.seq_len, g)), []
     for _ in range(cfg.model.n_sup):
@@ -180,13 +187,55 @@ def sampling(net: Conditioned, cfg, rows: dict) -> float:
     """Share of first answers that differ between two samples of the latent."""
     batch, answers = tensors(rows), []
     for seed in (0, 1):
-        noise = net.noise(len(batch["inputs"]), cfg.arc.demos, torch.Generator().manual_seed(seed))
+        noise = net.noise(len(batch["inputs"]), torch.Generator().manual_seed(seed))
         if noise is None:
             return 0.0
         net.train()
         answers.append(first_step(net, batch, noise=noise)[1].logits.argmax(-1))
         net.eval()
     return float((answers[0] != answers[1]).any(1).float().mean())
+
+
+# ---------------------------------------------------------------- test-time training
+
+def learning(cfg: Config, lr: float, batch: int) -> Config:
+    """The configuration in which a net learns one task."""
+    mode = "embed" if cfg.arc.mode == "embed" else "loo"
+    train = dataclasses.replace(cfg.train, warmup=0, schedule="constant", ema=0.0, lr=lr or cfg.train.lr, batch_size=batch or cfg.train.batch_size, compile="off")
+    encoder = dataclasses.replace(cfg.encoder, decoder="", freeze_steps=0, freeze_decoder_steps=0)
+    return dataclasses.replace(cfg, arc=dataclasses.replace(cfg.arc, mode=mode), train=train, encoder=encoder)
+
+
+def adapt(folder: Path, steps: list[int], tasks: int = 0, lr: float = 0.0, batch: int = 0) -> dict:
+    """{"steps": {"0": {exact, cells, n, pass@k ...}, ...}, ...} over the first `tasks` (0: all) held-out tasks."""
+    cfg, net, _ = load_run(folder)
+    if cfg.data.task != "arc":
+        raise UserError(f"{folder}: a run of data.task = {cfg.data.task!r}, expected 'arc'")
+    own, dataset = learning(cfg, lr, batch), data.load(cfg)
+    ds = dataset.arc
+    chosen, world = ds.test[: tasks or None], make_world(own.train)
+    plan = episodes.queries(ds, cfg.arc, chosen)
+    answers = {n: np.zeros((len(plan), cfg.arc.side**2), np.int64) for n in steps}
+    confidence = {n: np.zeros(len(plan)) for n in steps}
+    for task in chosen:
+        mine = plan.task == task
+        rows = episodes.examples(ds, cfg.arc, plan[mine])
+        alone = dataclasses.replace(dataset, arc=dataclasses.replace(ds, train=np.array([task])))
+        run = make_run(own, folder, world, alone)
+        run.net.load_state_dict(net.state_dict())
+        feed = data.batches(alone, own, own.train.batch_size, own.seed, 0, device=world.device)
+        try:
+            for n in sorted(steps):
+                while run.step < n:
+                    train_step(run, feed)
+                answers[n][mine], confidence[n][mine], _ = solve(run.net, own, rows, world)
+        finally:
+            feed.close()
+    plain = plan.augmentation == 0
+    labels = episodes.examples(ds, cfg.arc, plan[plain])["labels"]
+    return {"mode": "test-time training on the demonstrations of each held-out task", "tasks": len(chosen), "lr": own.train.lr, "batch_size": own.train.batch_size,
+            "steps": {str(n): score(answers[n][plain], labels) | episodes.vote(ds, cfg.arc, plan, answers[n], confidence[n]) for n in sorted(steps)},
+            "config": flatten(own)}
 
 
 def words(folder: Path, found: dict) -> str:
@@ -208,16 +257,61 @@ def words(folder: Path, found: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def adapted_words(folder: Path, found: dict) -> str:
+    lines = [f"{folder}: test-time training, a mode of its own"]
+    for n, part in found["steps"].items():
+        exact, low, high = (100 * part[key] for key in ("exact", "exact_low", "exact_high"))
+        share = f"{exact:.1f} % exact ({low:.1f} to {high:.1f}, n = {part['n']})"
+        lines.append(f"  {n:>5} steps per task: {share}, {episodes.sentence(part)}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def adapt_command(argv: list[str]) -> None:
+    parser = Parser("probes.py adapt", __doc__)
+    parser.add_argument("run", type=Path, help="a run folder of data.task = 'arc'")
+    parser.add_argument(
+        "--steps",
+        default="0,50,200",
+        help="training steps per task after which its queries are asked (default: 0,50,200)",
+    )
+    parser.add_argument("--tasks", type=int, default=0, help="held-out tasks (default: all)")
+    parser.add_argument("--lr", type=float, default=0.0, help="learning rate (default: the run's)")
+    parser.add_argument("--batch", type=int, default=0, help="slots (default: the run's)")
+    args = parser.parse_args(argv)
+    words = args.steps.split(",")
+    if not all(word.isdecimal() for word in words) or min(args.tasks, args.batch, args.lr) < 0:
+        parser.error(
+            f"--steps {args.steps} --tasks {args.tasks} --batch {args.batch} --lr {args.lr}: "
+            "expected numbers of 0 or more, steps separated by commas"
+        )
+    torch.set_num_threads(1)
+    steps = sorted({int(word) for word in words})
+    found = adapt(args.run, steps, args.tasks, args.lr, args.batch)
+    write_text(args.run / "adapt.json", json.dumps(found, indent=1) + "\n")
+    print(adapted_words(args.run, found))
+
+
+def probe_command(argv: list[str]) -> None:
     parser = Parser("probes.py", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of data.task = 'arc'")
-    parser.add_argument("--against", type=Path, help="a run with a puzzle embedding, for the interface")
+    parser.add_argument("--against", type=Path, help="a run with a puzzle embedding: interface")
+    args = parser.parse_args(argv)
+    for folder in args.runs:
+        found = probe(folder, args.against)
+        write_text(folder / "probes.json", json.dumps(found, indent=1) + "\n")
+        print(words(folder, found))
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        args = parser.parse_args(argv)
-        for folder in args.runs:
-            found = probe(folder, args.against)
-            write_atomic(folder / "probes.json", lambda f: f.write((json.dumps(found, indent=1) + "\n").encode()))
-            print(words(folder, found))
+        if argv[:1] == ["adapt"]:
+            adapt_command(argv[1:])
+        else:
+            probe_command(argv)
     except (UserError, TrainingError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

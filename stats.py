@@ -73,3 +73,38 @@ def spikes(loss: np.ndarray, window: int = 10, factor: float = 1.5) -> int:
     median = np.median(np.lib.stride_tricks.sliding_window_view(loss, window)[:-1], axis=1)
     high = np.concatenate([[False], loss[window:] > factor * median])
     return int((high[1:] & ~high[:-1]).sum())
+
+
+# ---------------------------------------------------------------- in words
+
+
+def clean(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if math.isnan(value) else round(value, 6)
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number in this format, or a dash."""
+    return "-" if value is None else format(value, form)
+
+
+def percent(row: dict, name: str) -> str:
+    """99.4 (98.9-99.8), or a dash where there is no such figure."""
+    mean, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" + (f" ({100 * low:.1f}-{100 * high:.1f})" if low != high else "")
+
+
+def points(mean: float, low: float | None, high: float | None) -> str:
+    """-7.5 (-9.1 to -5.8): a difference of shares in points."""
+    values = (None if value is None else round(100 * value, 1) + 0.0 for value in (mean, low, high))
+    mean, low, high = values  # + 0.0: no "-0.0"
+    return f"{mean:+.1f}" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
+
+
+def markdown(head: list[str], lines: list[list]) -> list[str]:
+    """The lines of a Markdown table, with an empty one behind it."""
+    rows = [head, ["---"] * len(head), *lines]
+    text = [" | ".join(map(str, cells)).replace("\n", " ") for cells in rows]
+    return [f"| {row} |" for row in text] + [""]

@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from plots import GREY, height, legend, look, plain
-from rules import lines_of
+from tasks.arc_rules import lines_of
 
 ARC_COLOURS = "#000000 #0074D9 #FF4136 #2ECC40 #FFDC00 #AAAAAA #F012BE #FF851B #7FDBFF #870C25".split()
 TOKENS = ListedColormap(["#ffffff", "#dddddd", *ARC_COLOURS])  # padding, end of the grid, colours 0..9

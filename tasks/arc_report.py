@@ -6,21 +6,21 @@ Every figure says of how many: n queries, pass@k of so many tasks with an interv
 import numpy as np
 import torch
 
-import arc
 import data
-from arc import ArcData, Episodes
-from conditioned import Conditioned, change
+from encoders import Conditioned, change
 from model import TRM
 from stats import wilson
+from tasks import episodes
+from tasks.episodes import ArcData, Episodes
 
 
 def report(net: TRM, ds: ArcData, cfg, world) -> tuple[dict, dict[str, np.ndarray]]:
     """({"train": ..., "test": ...}, the answers as arrays, for plots). Of each side, of queries as they are: exact, cells, n, copy_cells (of
-    copying the question), "context": exact with the true and with wrong contexts; of all augmentations: votes, see arc.vote."""
+    copying the question), "context": exact with the true and with wrong contexts; of all augmentations: votes, see episodes.vote."""
     found, kept = {}, {}
     for side, tasks in (("train", trained(ds)[: max(64, len(ds.test))]), ("test", ds.test)):
-        plan = arc.queries(ds, cfg.arc, tasks)
-        rows = arc.examples(ds, cfg.arc, plan)
+        plan = episodes.queries(ds, cfg.arc, tasks)
+        rows = episodes.examples(ds, cfg.arc, plan)
         answers, confidence, trace = solve(net, cfg, rows, world)
         plain = plan.augmentation == 0
         first = {k: v[plain] for k, v in rows.items()}
@@ -28,7 +28,7 @@ def report(net: TRM, ds: ArcData, cfg, world) -> tuple[dict, dict[str, np.ndarra
         if wrong := ablation(net, cfg, first, world):
             result["context"] = {"true": result["exact"]} | wrong
         result |= context_figures(trace, plan)
-        found[side] = result | arc.vote(ds, cfg.arc, plan, answers, confidence)
+        found[side] = result | episodes.vote(ds, cfg.arc, plan, answers, confidence)
         kept |= {f"{side}_{k}": v for k, v in {"inputs": first["inputs"], "labels": first["labels"], "answers": answers[plain], "task": first["task"]}.items()}
     return found, kept
 
@@ -94,11 +94,11 @@ def solve(net: TRM, cfg, rows: dict[str, np.ndarray], world, wrong: str = "") ->
             keys["context"] = torch.zeros(size, cfg.model.prefix, cfg.model.dim, device=world.device)
         changes = []
         for _ in range(n_sup):
-            before = carry.state
+            before = carry.more.get("state")
             carry, out = net.step(carry, **keys)
-            if before is not None and carry.state is not None:
-                P = cfg.model.prefix
-                changes.append(change(carry.state[:real, :P].float(), before[:real, :P].float()))
+            if before is not None:
+                now, P = carry.more["state"], cfg.model.prefix
+                changes.append(change(now[:real, :P].float(), before[:real, :P].float()))
         own["answers"].append(out.logits[:real].argmax(-1).to(kind))
         own["confidence"].append(out.q_halt[:real].sigmoid()[:, None].to(kind))
         if "context" in out.aux:

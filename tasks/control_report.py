@@ -20,8 +20,9 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from control import EXPERTS, Plant, clip, cost, encode, inputs, rollout, scaling, terminal_error
-from puzzles import UserError, rng
+from config import UserError
+from tasks.base import rng
+from tasks.plants import EXPERTS, Plant, clip, cost, encode, inputs, rollout, scaling, terminal_error
 
 LEAST = 1e-9  # J / J* - 1 below this counts as this: J* is known to about as much
 
@@ -51,7 +52,7 @@ def closed_loop(plant: Plant, policy: Callable, x0: np.ndarray, target: np.ndarr
 
 
 def figures(plant: Plant, rows: dict[str, np.ndarray], states: np.ndarray, asked: np.ndarray) -> dict[str, float]:
-    """What became of `rows` (see control.ROWS): flat, all floats. `asked`: controls before the plant clipped them.
+    """What became of `rows` (see plants.ROWS): flat, all floats. `asked`: controls before the plant clipped them.
 
     error (encoded states: m, rad, ..., mixed) mean, median, largest and in each dimension; success@tolerance, cost and its ratios (median, 95th
     percentile), primary; shares of controls above the bound and at it, of rows beyond the state limits, of rows that diverged; effort

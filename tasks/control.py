@@ -1,0 +1,212 @@
+"""Task `control`: plan the controls of a plant, by imitating the plans of an expert.
+
+Plants and experts are in tasks/plants.py, the net in tasks/planner.py, figures and tables in
+tasks/control_report.py. A figure of its own: `to_optimum`, J / J*, the cost of what the net does
+over the least cost that is known.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from config import UserError
+from tasks.base import CUT, Dataset, RowsConfig, Split, Task, rng
+from tasks.control_report import figures
+from tasks.files import digest
+from tasks.plants import (
+    PLANTS,
+    SOURCE_SEEDS,
+    best_plan,
+    generate,
+    inputs,
+    plan_cost,
+    read_npz,
+    rollout,
+    scaling,
+    source_splits,
+)
+
+
+@dataclass(frozen=True)
+class ControlConfig(RowsConfig):
+    task: str = "control"  # the kind of problem
+    plant: Literal[tuple(PLANTS)] = "van_der_pol"  # what is to be controlled: see tasks/plants.py
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.test_path and not self.train_path:
+            yield "test_path", "a data.train_path of the same plant beside it"
+        if not self.generate and not self.train_path:
+            yield "generate", "true, or a data.train_path"
+
+
+@dataclass
+class ControlSplit(Split):
+    rows: dict | None = None  # as tasks/plants.py makes them, float64
+
+
+class Control(Task):
+    name = "control"
+    title = "Control"
+    rows = "rows"
+    trivial = "doing nothing"
+    solvable = False
+    Config = ControlConfig
+    figures = ("exact", "to_optimum")
+
+    def tables(self) -> dict[str, type]:
+        from tasks.planner import PlanConfig
+
+        return {"plan": PlanConfig}
+
+    def problems(self, cfg) -> Iterator[tuple[str, str, str]]:
+        from tasks.planner import impossible
+
+        yield from impossible(cfg.model, cfg.plan, PLANTS[cfg.data.plant])
+        if cfg.train.eval_average > 1:
+            yield "train", "eval_average", "1 with data.task = 'control': it is for puzzles"
+
+    def missing(self, cfg) -> str:
+        for key in ("train_path", "test_path"):
+            path = getattr(cfg.data, key)
+            if path and not Path(path).exists():
+                return f"data.{key} = {path!r}, but there is no such file"
+        return ""
+
+    # ------------------------------------------------------------ data
+
+    def load(self, cfg) -> Dataset:
+        """Rows of a plant, generated or from .npz files; J* is calculated where a file has none."""
+        data, plant = cfg.data, PLANTS[cfg.data.plant]
+        card = {"task": self.name, "plant": plant.name, "expert": plant.expert}
+        card["augmentation"] = "none"
+        held = data.val_rows or int(np.clip(data.train_rows // 10, 50, 500))
+        if data.train_path or plant.name in SOURCE_SEEDS:
+            parts, more = cut_rows(data, plant, held)
+        else:
+            sizes = {"train": data.train_rows, "val": held, "test": data.test_rows or 1000}
+            parts = {name: generate(plant, n, name, data.seed) for name, n in sizes.items()}
+            source = f"generated, {plant.expert} of {plant.name}"
+            more = {"source": source, "generator_seed": data.seed, "split": "other random streams"}
+        card |= more
+        card["rows"] = {name: len(rows["costs"]) for name, rows in parts.items()}
+        card["baseline"], card["baseline_is"] = doing_nothing(plant, parts["test"]), self.trivial
+        pairs = scaling(plant, parts["train"]).values()
+        scale = tuple(tuple(map(float, part)) for pair in pairs for part in pair)
+        splits = (as_split(plant, parts[name]) for name in ("train", "val", "test"))
+        return Dataset(*splits, card, self.shape(data) | {"scale": scale})
+
+    # ------------------------------------------------------------ the net
+
+    def shape(self, data) -> dict:
+        return {"seq_len": PLANTS[data.plant].N, "vocab_size": 0}
+
+    def make_net(self, cfg, shape: dict, compute):
+        from tasks.planner import make_planner
+
+        plant = PLANTS[cfg.data.plant]
+        return make_planner(cfg.model, cfg.plan, plant, shape.get("scale", ()), compute)
+
+    # ------------------------------------------------------------ scoring
+
+    def evaluate(self, net, split: ControlSplit, cfg, world, **options) -> dict:
+        from tasks.planner import evaluate_plans
+
+        result = evaluate_plans(net, split.rows)
+        halting = {key: result[key] for key in ("exact", "to_optimum", "steps", "n")}
+        return result | {"halting": halting}
+
+    def better(self, result: dict, cfg) -> tuple:
+        """Cheaper is better. The source's labels are not the cheapest plans: there error decides."""
+        if PLANTS[cfg.data.plant].expert.startswith("source"):
+            return (-result["mse"],)
+        return -result["primary"], -result["mse"]
+
+    def report(self, net, dataset: Dataset, cfg, world) -> tuple[dict, dict]:
+        from tasks.planner import full_report
+
+        return {"control": full_report(net, dataset.test.rows, cfg.data.seed)}, {}
+
+    def sentence(self, summary: dict) -> str:
+        test = summary["test"]
+        return (
+            f"test: {100 * test['exact']:.1f} % at the target (n = {test['n']}), "
+            f"median J / J* {to_optimum(test):.4g}, mse of the plan {test['mse']:.4g} "
+            f"({summary['chosen']}: step {summary['best_step']}, {summary['weights']}); "
+            f"{summary['data']['baseline_is']}: {100 * summary['baseline']['exact']:.1f} %; "
+            f"trained {summary['seconds']['train'] / 60:.1f} min"
+        )
+
+    def brief(self, summary: dict) -> str:
+        return f"test: {100 * summary['test']['exact']:.1f} % at the target"
+
+    def analyze(self, groups: list, out, absent: list, baseline: str):
+        from tasks.control_tables import analyze
+
+        return analyze(groups, out, absent, baseline)
+
+
+def to_optimum(test: dict) -> float:
+    """Median J / J* of a summary; older folders call it "cells"."""
+    return test["to_optimum"] if "to_optimum" in test else test["cells"]
+
+
+def cut_rows(data, plant, held: int) -> tuple[dict, dict]:
+    """Training, validation and test rows of files or of the source project, and their card."""
+    if data.train_path:
+        train = read_npz(data.train_path, plant)
+        if data.test_path:
+            test = read_npz(data.test_path, plant)
+        else:
+            test = generate(plant, data.test_rows or 1000, "test", data.seed)
+        card = {"source": Path(data.train_path).name, "sha256": digest(data.train_path)}
+        card["test_source"] = Path(data.test_path).name or "generated"
+    else:
+        train, test = (source_splits(plant)[name] for name in ("train", "test"))
+        card = {
+            "source": "generated with the sizes and seeds of the source project, "
+            "where test rows may be training rows"
+        }
+    order = rng(data.seed, CUT).permutation(len(train["costs"]))
+    if data.train_path:
+        order = order[: (data.train_rows or len(order)) + held]
+    if len(order) <= held:
+        raise UserError(
+            f"data.val_rows: {held} validation rows leave nothing of {len(order)} training rows"
+        )
+    val, train = (
+        {key: values[rows] for key, values in train.items()}
+        for rows in (order[:held], order[held:])
+    )
+    test = {key: values[: data.test_rows or None] for key, values in test.items()}
+    card["split"] = f"validation cut from the training rows, seed {data.seed}"
+    for rows in (val, test):
+        if "optimal_costs" not in rows:
+            start, target = rows["initial_states"], rows["target_states"]
+            best = best_plan(plant, start, target)
+            rows["optimal_costs"] = plan_cost(plant, start, best, target)
+    return {"train": train, "val": val, "test": test}, card
+
+
+def doing_nothing(plant, rows: dict) -> dict[str, float]:
+    """The trivial baseline: the share of rows that end at the target by themselves, and J / J*."""
+    nothing = 0 * rows["control_sequences"]
+    found = figures(plant, rows, rollout(plant, rows["initial_states"], nothing), nothing)
+    return {
+        "exact": found[f"success@{plant.tolerances[-1]:g}"],
+        "to_optimum": found["to_optimum_median"],
+    }
+
+
+def as_split(plant, rows: dict) -> ControlSplit:
+    """Rows as a net gets them: float32 inputs and plans, start and target as further columns."""
+    start, target = rows["initial_states"], rows["target_states"]
+    return ControlSplit(
+        inputs(plant, start, target).astype(np.float32),
+        rows["control_sequences"].astype(np.float32),
+        {"start": start.astype(np.float32), "target": target.astype(np.float32)},
+        rows,
+    )

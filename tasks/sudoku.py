@@ -1,0 +1,222 @@
+"""Task `sudoku`: 4x4, 6x6 and 9x9, generated with one solution each, or from files.
+
+The puzzles themselves, their solver and generator are in tasks/puzzles.py, a net with a state
+for every cell and digit is in tasks/digits.py.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import UserError
+from tasks.base import BLUE, MIDDLE, RED, TEST, Dataset, RowsConfig, Split, Task, rng
+from tasks.puzzles import (
+    BOX,
+    LEAST_GIVENS,
+    check,
+    decode,
+    encode,
+    generate_sudokus,
+    givens_range,
+    shuffle_sudoku,
+    solve_sudoku,
+    sudoku_keys,
+    to_tokens,
+)
+
+
+@dataclass(frozen=True)
+class SudokuConfig(RowsConfig):
+    task: str = "sudoku"  # the kind of problem
+    size: int = 9  # side of the grid: 4, 6 or 9
+    givens_min: int = 0  # fewest clues of a generated Sudoku; 0: 6 (4x4), 14 (6x6), 36 (9x9)
+    givens_max: int = 0  # most clues of a generated Sudoku; 0: 10 (4x4), 18 (6x6), 45 (9x9)
+    augment: bool = True  # every draw under a random element of the full symmetry group
+    # share of training draws that show a random part of their blanks' answers: easier puzzles
+    reveal: float = 0.0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        for key in ("givens_min", "givens_max"):
+            if getattr(self, key) < 0:
+                yield key, "0 or more"
+        if self.size not in BOX:
+            yield "size", "4, 6 or 9 cells per side of a Sudoku"
+        else:
+            (low, high), least = givens_range(self), LEAST_GIVENS[self.size]
+            if not (low <= high <= self.size**2 and high >= least):
+                key = "givens_max" if self.givens_max else "givens_min"
+                most = f"givens_max = {high} from {least} to {self.size**2}"
+                yield key, f"givens_min = {low} <= givens_max, and {most}"
+        if not 0 <= self.reveal <= 1:
+            yield "reveal", "a share, 0 to 1"
+
+
+class Sudoku(Task):
+    name = "sudoku"
+    title = "Sudoku"
+    Config = SudokuConfig
+
+    def model_config(self) -> type:
+        from tasks.digits import SudokuModel
+
+        return SudokuModel
+
+    def advice(self) -> str:
+        return "`python data.py download sudoku_extreme` fetches the real files"
+
+    # ------------------------------------------------------------ data
+
+    def card(self, data) -> dict:
+        return {"task": self.name, "size": data.size, "augmentation": "none"}
+
+    def finish(self, data, train, val: Split, test: Split, card: dict) -> Dataset:
+        if data.augment:
+            rows, cols = BOX[data.size]
+            transpose = ", transpose" if rows == cols else ""
+            card["augmentation"] = (
+                f"permutations of digits, rows, columns, bands, stacks{transpose}"
+            )
+        if data.reveal:
+            share = f"{data.reveal:.0%} of the training draws"
+            card["reveal"] = f"{share} show a random part of their blanks"
+        return super().finish(data, train, val, test, card)
+
+    def no_file(self, split: str) -> str:
+        return (
+            f"data.{split}_path is empty: `python data.py download sudoku_extreme` fetches "
+            "data/sudoku_extreme_train.csv and data/sudoku_extreme_test.csv for --data.train_path "
+            "and --data.test_path; or take generated puzzles with --data.generate=true"
+        )
+
+    def tokens(self, data, split: str, texts: list[str], where, answer: bool) -> np.ndarray:
+        return to_tokens("sudoku", texts, data.size, where, answer)
+
+    def check_rows(self, data, rows: Split, where) -> None:
+        self.refuse_changed(data, rows, rows.inputs == 1, where)
+        bad = np.flatnonzero(~check("sudoku", rows.inputs, rows.labels)["valid"])
+        if bad.size:
+            raise UserError(
+                f"{where(bad[0])} the answer has a digit twice in a row, column or box"
+            )
+
+    def generate(self, data, split: str, rows: int, g, avoid) -> tuple[Split, str]:
+        inputs, labels = generate_sudokus(data, rows, g, data.size, avoid)
+        return Split(inputs, labels), f"generated {data.size}x{data.size}, one solution each"
+
+    def keys(self, rows: Split) -> np.ndarray:
+        return sudoku_keys(rows.inputs, rows.labels)[:, None]
+
+    def augment(self, dataset: Dataset, data, row, g) -> tuple[np.ndarray, np.ndarray]:
+        inputs, labels = super().augment(dataset, data, row, g)
+        if data.augment:
+            inputs, labels = shuffle_sudoku(inputs, labels, g)
+        if data.reveal:
+            part = g.random(inputs.shape)
+            most = g.random(len(row)) * (g.random(len(row)) < data.reveal)  # (B,)
+            inputs = np.where(part < most[:, None], labels, inputs)
+        return inputs, labels
+
+    # ------------------------------------------------------------ the net
+
+    def shape(self, data) -> dict:
+        rows, cols = BOX[data.size]
+        cells = {"seq_len": data.size**2, "vocab_size": data.size + 2}
+        return cells | {"box_rows": rows, "box_cols": cols}
+
+    def make_net(self, cfg, shape: dict, compute):
+        from model import Shape
+        from tasks.digits import DigitNet
+
+        if cfg.model.per_digit:
+            return DigitNet(cfg.model, Shape.of(shape), compute)
+        return super().make_net(cfg, shape, compute)
+
+    def score(self, inputs: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
+        return check("sudoku", inputs, answers)
+
+    # ------------------------------------------------------------ one Sudoku, for solve.py
+
+    def parse(self, cfg, text: str) -> np.ndarray:
+        side = cfg.data.size
+        if not text.strip() or set("#SGo") & set(text):
+            looks = "is empty" if not text.strip() else "looks like a maze"
+            raise UserError(
+                f"the puzzle {looks}, but this net was trained on Sudokus: "
+                "expected digits, '.' or 0 for blanks"
+            )
+        cells = len("".join(text.split()))
+        found = math.isqrt(cells)
+        if found**2 == cells and found != side:
+            raise UserError(f"the puzzle is {found}x{found}, this net solves {side}x{side}")
+        return encode("sudoku", text, side)
+
+    def text(self, data, tokens: np.ndarray) -> str:
+        return decode("sudoku", tokens)
+
+    def draw_puzzle(self, cfg, seed: int, size: int, count: int) -> tuple[np.ndarray, str]:
+        data = cfg.data
+        if size not in (0, data.size):
+            raise UserError(
+                f"the puzzle is {size}x{size}, this net solves {data.size}x{data.size}"
+            )
+        if not size and data.test_path and Path(data.test_path).exists():
+            return self.row_of_file(data, seed)
+        g = rng(seed, TEST, 1)  # no split draws from this stream
+        inputs, labels = generate_sudokus(data, count, g, data.size)
+        fewest = (inputs != labels).sum(1).argmax()
+        which = "new" if count == 1 else f"the fewest givens of {count} new ones"
+        return inputs[fewest], f"{which} ({(inputs[fewest] > 1).sum()} givens, seed {seed})"
+
+    def solution(self, data, inputs: np.ndarray) -> tuple[np.ndarray | None, str]:
+        try:
+            solved = solve_sudoku(decode("sudoku", inputs))
+        except UserError as e:  # no solution, or several
+            return None, str(e)
+        return np.array([1 + int(digit) for digit in solved], np.uint8), ""
+
+    def forbidden(self, inputs: np.ndarray, answer: np.ndarray) -> np.ndarray:
+        return (answer != inputs) & ~((inputs == 1) & (answer > 1))
+
+    def verdict(self, inputs: np.ndarray, answer: np.ndarray) -> str:
+        if check("sudoku", inputs[None], answer[None])["valid"][0]:
+            return "kept: the givens stand, every row, column and box holds every digit"
+        return "broken: a given was changed, or a row, column or box lacks a digit"
+
+    def lines(self, data, tokens: np.ndarray) -> list[str]:
+        side, _ = self.sides(data, len(tokens))
+        height, width = BOX[side]
+        lines = []
+        for at, row in enumerate(tokens.reshape(side, side)):
+            if at and at % height == 0:
+                lines.append("+-".join("--" * width for _ in range(side // width)))
+            digits = decode("sudoku", row)
+            parts = [digits[k : k + width] for k in range(0, side, width)]
+            lines.append("| ".join("".join(f"{digit} " for digit in part) for part in parts))
+        return lines
+
+    def kinds(self, inputs, answer, before, wrong) -> np.ndarray:
+        cases = {
+            "wrong": wrong,
+            "given": inputs > 1,
+            "new": answer != before,
+            "blank": answer == 1,
+        }
+        return np.select(list(cases.values()), list(cases), "filled")
+
+    def decorate(self, ax, data, inputs, answer, kinds, size: float) -> None:
+        side, _ = self.sides(data, len(inputs))
+        for at in np.flatnonzero(answer != 1):
+            digit = decode("sudoku", answer[[at]])
+            colour = {"given": "black", "wrong": RED}.get(kinds[at], BLUE)
+            weight = "bold" if inputs[at] > 1 else "normal"
+            style = {"fontsize": 0.6 * size, "color": colour, "weight": weight}
+            ax.text(at % side, at // side, digit, **style, **MIDDLE)
+        for draw, box in zip((ax.axhline, ax.axvline), BOX[side]):
+            for k in range(side + 1):
+                inner = k % box > 0
+                width, colour = (0.02, "#aaaaaa") if inner else (0.05, "black")
+                draw(k - 0.5, color=colour, lw=width * size, zorder=1 if inner else 2)
