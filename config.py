@@ -220,7 +220,9 @@ def check_layer(layer: dict, cls, where: str) -> None:
                 raise UserError(f"{where}: {key} = {value!r}, expected a table [{key}]")
             check_layer(value, kind, f"{where} [{key}]")
         elif not fits(value, kind):
-            sentence = f"{where}: {key} = {value!r}, expected {describe(kind)} (default {default!r})"
+            sentence = (
+                f"{where}: {key} = {value!r}, expected {describe(kind)} (default {default!r})"
+            )
             if choices_of(kind) and isinstance(value, str):
                 guess = nearest(value, choices_of(kind))
                 sentence += guess if "did you mean" in guess else ""
@@ -362,7 +364,9 @@ def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Nam
         if not word.startswith("-"):
             fail(f"unexpected word {word!r}")
         options = [key.replace("_", "-") for key in vars(found) if key not in kinds]
-        fail(f"unknown key '{word}'{nearest(word.removeprefix('--').split('=')[0], [*kinds, *options])}")
+        fail(
+            f"unknown key '{word}'{nearest(word.removeprefix('--').split('=')[0], [*kinds, *options])}"
+        )
     given = {key: text for key, text in vars(found).items() if key in kinds}
     return found, nested({key: parse_value(text, kinds[key]) for key, text in given.items()})
 
@@ -483,7 +487,9 @@ def slurm_config(entry: Path, overrides: dict | None = None) -> SlurmConfig:
     if shared and shared.exists():
         tables = read_toml(shared)
         if other := tables.keys() - {"slurm"}:
-            raise UserError(f"{shared}: unknown key '{min(other)}', expected the table [slurm] alone")
+            raise UserError(
+                f"{shared}: unknown key '{min(other)}', expected the table [slurm] alone"
+            )
         layers.insert(0, (str(shared), tables))
     layers.append(("command line", overrides or {}))
     for where, layer in layers:

@@ -27,31 +27,54 @@ from layers import MLP, Attention, Block, Linear, Norm, rope_1d, rope_2d, rotate
 from model import TRM, Carry, ModelConfig, Output, Shape
 
 #          kind                   demonstration -> vector   bottleneck               demonstrations -> context
-FAMILY = {"standard":            ("pooled",                 "",                      "set"),
-          "hybrid_standard":     ("cls",                    "",                      "set"),
-          "variational":         ("pooled",                 "joined",                "set"),
-          "hybrid_variational":  ("cls",                    "joined",                "set"),
-          "lpn_standard":        ("cls",                    "",                      "mean"),
-          "lpn_variational":     ("cls",                    "each",                  "mean"),
-          "lpn_variational_v2":  ("cls",                    "joined",                "mean"),
-          "lpn":                 ("small",                  "",                      "mean"),
-          "lpn_var":             ("small",                  "each",                  "mean"),
-          "recurrent_standard":  ("pooled",                 "",                      "carried set"),
-          "trm_style":           ("pooled",                 "",                      "recursion"),
-          "cells":               ("cells",                  "",                      "cells"),
-          "lookup":              ("",                       "",                      "puzzle table"),
-          "one_hot":             ("",                       "",                      "task table")}
+FAMILY = {
+    "standard": ("pooled", "", "set"),
+    "hybrid_standard": ("cls", "", "set"),
+    "variational": ("pooled", "joined", "set"),
+    "hybrid_variational": ("cls", "joined", "set"),
+    "lpn_standard": ("cls", "", "mean"),
+    "lpn_variational": ("cls", "each", "mean"),
+    "lpn_variational_v2": ("cls", "joined", "mean"),
+    "lpn": ("small", "", "mean"),
+    "lpn_var": ("small", "each", "mean"),
+    "recurrent_standard": ("pooled", "", "carried set"),
+    "trm_style": ("pooled", "", "recursion"),
+    "cells": ("cells", "", "cells"),
+    "lookup": ("", "", "puzzle table"),
+    "one_hot": ("", "", "task table"),
+}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    kind: Literal["none", "standard", "hybrid_standard", "variational", "hybrid_variational", "lpn_standard", "lpn_variational",
-                  "lpn_variational_v2", "lpn", "lpn_var", "recurrent_standard", "trm_style", "cells", "lookup", "one_hot"] = "none"  # what fills the prefix
+    kind: Literal[
+        "none",
+        "standard",
+        "hybrid_standard",
+        "variational",
+        "hybrid_variational",
+        "lpn_standard",
+        "lpn_variational",
+        "lpn_variational_v2",
+        "lpn",
+        "lpn_var",
+        "recurrent_standard",
+        "trm_style",
+        "cells",
+        "lookup",
+        "one_hot",
+    ] = "none"  # what fills the prefix
     layers: int = 2  # blocks that read one demonstration
     heads: int = 8  # attention heads
-    pooling: Literal["mean", "attention", "weighted"] = "mean"  # cells of a demonstration to a vector (standard, variational, recurrent_standard, trm_style)
-    positions: Literal["rope", "rope2d"] = "rope"  # 1-D over input then output, or the row and column that both share
-    norm_place: Literal["post", "pre"] = "post"  # norm after or before each part; reading with a CLS token is always pre, trm_style recurs post
+    pooling: Literal["mean", "attention", "weighted"] = (
+        "mean"  # cells of a demonstration to a vector (standard, variational, recurrent_standard, trm_style)
+    )
+    positions: Literal["rope", "rope2d"] = (
+        "rope"  # 1-D over input then output, or the row and column that both share
+    )
+    norm_place: Literal["post", "pre"] = (
+        "post"  # norm after or before each part; reading with a CLS token is always pre, trm_style recurs post
+    )
     set_layers: int = 1  # blocks that join the demonstrations
     expansion: float = 4.0  # inner width of the MLPs, in units of the width (times 2/3: SwiGLU)
     multiple: int = 256  # inner widths are rounded up to a multiple of this
@@ -60,7 +83,9 @@ class EncoderConfig:
     latent: int = 0  # width of the variational bottleneck; 0: that of the vectors (lpn_var: 32)
     kl_weight: float = 1e-4  # weight of a row's KL beside its cross-entropy
     state: Literal["learned", "fixed"] = "learned"  # first state of a recurrent encoder
-    carry_ema: float = 0.0  # share of the old state that a recurrent encoder keeps (the public code: 0.9)
+    carry_ema: float = (
+        0.0  # share of the old state that a recurrent encoder keeps (the public code: 0.9)
+    )
     T: int = 3  # trm_style: recursions, the last one with gradient
     n: int = 1  # trm_style: updates of the low state in each
     normalize: bool = True  # context positions leave with RMS 1; false: as the head makes them (the public code's lpn and variational ones)
@@ -71,7 +96,9 @@ class EncoderConfig:
     decoder_lr: float = 1.0  # learning rates of everything but the encoder, in the same units
     freeze_steps: int = 0  # the encoder stands still for this many steps
     freeze_decoder_steps: int = 0  # everything but the encoder stands still for this many steps
-    decoder: str = ""  # finished run folder whose net, less its encoder or puzzle table, is the first decoder
+    decoder: str = (
+        ""  # finished run folder whose net, less its encoder or puzzle table, is the first decoder
+    )
 
     def problems(self, dim: int = 0, prefix: int = 0) -> Iterator[tuple[str, str]]:
         """Impossible values as (key, what was expected); with dim and prefix of the net (model.dim, model.prefix) also what does not fit it."""
@@ -95,10 +122,14 @@ class EncoderConfig:
                 yield "kind", f"'none' with model.prefix = {prefix}: the context has no place to go"
             need = self.heads * (4 if self.positions == "rope2d" else 2)
             if FAMILY[self.kind][0] in ("pooled", "cls", "cells") and need > 0 and dim % need:
-                yield "heads", f"a number that with positions = {self.positions!r} divides model.dim = {dim} into {need // self.heads} per head or a multiple"
+                yield (
+                    "heads",
+                    f"a number that with positions = {self.positions!r} divides model.dim = {dim} into {need // self.heads} per head or a multiple",
+                )
 
 
 # ---------------------------------------------------------------- pieces
+
 
 class MaskedAttention(nn.Module):
     """Attention of h (N, Q, D) to a source (N, L, D), of which a mask (N, L) hides positions; without source to itself.
@@ -111,10 +142,17 @@ class MaskedAttention(nn.Module):
         self.heads = heads
         self.q, self.kv, self.out = Linear(dim, dim), Linear(dim, 2 * dim), Linear(dim, dim)
 
-    def forward(self, h: Tensor, view: tuple[Tensor | None, Tensor | None, Tensor | None]) -> Tensor:
+    def forward(
+        self, h: Tensor, view: tuple[Tensor | None, Tensor | None, Tensor | None]
+    ) -> Tensor:
         source, mask, angles = view
         q = self.q(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, H, Q, D/H)
-        k, v = self.kv(h if source is None else source).unflatten(-1, (2, self.heads, -1)).transpose(1, 3).unbind(2)  # each (N, H, L, D/H)
+        k, v = (
+            self.kv(h if source is None else source)
+            .unflatten(-1, (2, self.heads, -1))
+            .transpose(1, 3)
+            .unbind(2)
+        )  # each (N, H, L, D/H)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if h.device.type == "cpu" and h.dtype.itemsize == 2:  # as in layers.Attention
@@ -123,7 +161,10 @@ class MaskedAttention(nn.Module):
             a = F.scaled_dot_product_attention(q, k, v)
         else:
             some = mask.any(-1)[:, None]
-            a = F.scaled_dot_product_attention(q, k, v, attn_mask=(mask | ~some)[:, None, None]) * some[:, :, None, None]
+            a = (
+                F.scaled_dot_product_attention(q, k, v, attn_mask=(mask | ~some)[:, None, None])
+                * some[:, :, None, None]
+            )
         return self.out(a.to(h.dtype).transpose(1, 2).flatten(2))
 
 
@@ -140,15 +181,22 @@ class Pool(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "attention":
-            self.query, self.attention = nn.Parameter(trunc_normal(dim, std=0.02)), MaskedAttention(dim, heads)
+            self.query, self.attention = (
+                nn.Parameter(trunc_normal(dim, std=0.02)),
+                MaskedAttention(dim, heads),
+            )
         elif kind == "weighted":
             self.score = Linear(dim, 1)
 
     def forward(self, h: Tensor, valid: Tensor) -> Tensor:
         if self.kind == "attention":
-            return self.attention(self.query.to(h.dtype).expand(len(h), 1, -1), (h, valid, None))[:, 0]
+            return self.attention(self.query.to(h.dtype).expand(len(h), 1, -1), (h, valid, None))[
+                :, 0
+            ]
         if self.kind == "weighted":
-            score = self.score(h).float().masked_fill(~valid[..., None], -1e9)  # finite: an empty row must not become NaN
+            score = (
+                self.score(h).float().masked_fill(~valid[..., None], -1e9)
+            )  # finite: an empty row must not become NaN
             return (h * (score.softmax(1) * valid[..., None]).to(h.dtype)).sum(1)
         return masked_mean(h, valid)
 
@@ -160,7 +208,9 @@ def content(tokens: Tensor) -> tuple[Tensor, Tensor, bool]:
     """
     valid = tokens > 0
     least, most = torch.stack(valid.sum(1).aminmax()).tolist()
-    longest = most if least == most else min(-(-most // 8) * 8, tokens.shape[1])  # few lengths, aligned
+    longest = (
+        most if least == most else min(-(-most // 8) * 8, tokens.shape[1])
+    )  # few lengths, aligned
     places = valid.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
     return places, valid.gather(1, places), least == most
 
@@ -177,8 +227,15 @@ class Reader(nn.Module):
         self.cfg, self.how, self.vocab_size = cfg, how, vocab_size
         pre = how == "cls" or cfg.norm_place == "pre"
         self.tokens = nn.Parameter(trunc_normal(2 * vocab_size, dim, std=dim**-0.5))
-        self.blocks = nn.ModuleList(Block([MaskedAttention(dim, cfg.heads)], MLP(dim, "swiglu", cfg.expansion, cfg.multiple), "rms", pre)
-                                    for _ in range(cfg.layers))
+        self.blocks = nn.ModuleList(
+            Block(
+                [MaskedAttention(dim, cfg.heads)],
+                MLP(dim, "swiglu", cfg.expansion, cfg.multiple),
+                "rms",
+                pre,
+            )
+            for _ in range(cfg.layers)
+        )
         self.last_norm = Norm("rms") if pre else nn.Identity()
         if how == "cls":
             self.cls = nn.Parameter(trunc_normal(dim, std=0.02))
@@ -192,7 +249,9 @@ class Reader(nn.Module):
         places, valid, full = content(tokens)
         which = tokens.gather(1, places) + self.vocab_size * (places >= S)
         h = (math.sqrt(D) * F.embedding(which, self.tokens)).to(compute)
-        angles = self.angles(S, D // self.cfg.heads, demos.device)[places]  # (N, longest, D / heads / 2)
+        angles = self.angles(S, D // self.cfg.heads, demos.device)[
+            places
+        ]  # (N, longest, D / heads / 2)
         if self.how == "cls":  # unrotated
             h = torch.cat([self.cls.to(compute).expand(N, 1, -1), h], 1)
             valid, angles = F.pad(valid, (1, 0), value=True), F.pad(angles, (0, 0, 1, 0))
@@ -219,16 +278,38 @@ class SmallReader(nn.Module):
     def __init__(self, cfg: EncoderConfig, seq_len: int, vocab_size: int):
         super().__init__()
         width, side = cfg.small, math.isqrt(seq_len)
-        for name, rows in ("tokens", vocab_size), ("rows", side), ("cols", side), ("sides", 2), ("cls", 1):
-            setattr(self, name, nn.Parameter(trunc_normal(rows, width, std=0.02 if name == "cls" else 0.5)))
-        self.blocks = nn.ModuleList(Block([MaskedAttention(width, cfg.heads)], MLP(width, "silu", cfg.expansion, 1), "layer", True)
-                                    for _ in range(cfg.layers))
+        for name, rows in (
+            ("tokens", vocab_size),
+            ("rows", side),
+            ("cols", side),
+            ("sides", 2),
+            ("cls", 1),
+        ):
+            setattr(
+                self,
+                name,
+                nn.Parameter(trunc_normal(rows, width, std=0.02 if name == "cls" else 0.5)),
+            )
+        self.blocks = nn.ModuleList(
+            Block(
+                [MaskedAttention(width, cfg.heads)],
+                MLP(width, "silu", cfg.expansion, 1),
+                "layer",
+                True,
+            )
+            for _ in range(cfg.layers)
+        )
         self.last_norm = Norm("layer")
 
     def forward(self, demos: Tensor, compute: torch.dtype) -> Tensor:
         tokens, (_, _, S), side = demos.flatten(1), demos.shape, len(self.rows)
         places, valid, full = content(tokens)
-        parts = ((self.tokens, tokens.gather(1, places)), (self.rows, places % S // side), (self.cols, places % side), (self.sides, places // S))
+        parts = (
+            (self.tokens, tokens.gather(1, places)),
+            (self.rows, places % S // side),
+            (self.cols, places % side),
+            (self.sides, places // S),
+        )
         h = sum(F.embedding(at, table) for table, at in parts)  # four of variance 1/4
         h = torch.cat([self.cls.expand(len(h), 1, -1), h], 1).to(compute)
         valid = F.pad(valid, (1, 0), value=True)
@@ -260,6 +341,7 @@ class Bottleneck(nn.Module):
 
 # ---------------------------------------------------------------- the encoder
 
+
 class Encoder(nn.Module):
     """Any kind of FAMILY. Parameters are fp32; activations have the dtype `compute`, the context is fp32.
 
@@ -267,34 +349,64 @@ class Encoder(nn.Module):
     bit what TRM does with its own embedding; "one_hot" has P x D numbers per task id. Both show what a perfect encoder could reach.
     """
 
-    def __init__(self, cfg: EncoderConfig, dim: int, prefix: int, seq_len: int, vocab_size: int, num_tasks: int = 1, num_puzzles: int = 1,
-                 compute: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        cfg: EncoderConfig,
+        dim: int,
+        prefix: int,
+        seq_len: int,
+        vocab_size: int,
+        num_tasks: int = 1,
+        num_puzzles: int = 1,
+        compute: torch.dtype = torch.float32,
+    ):
         super().__init__()
         self.cfg, self.dim, self.prefix, self.compute = cfg, dim, prefix, compute
         reader, self.bottleneck_at, self.join = FAMILY[cfg.kind]
         self.width = width = cfg.small if reader == "small" else dim  # of a demonstration's vector
         if reader:
-            self.reader = SmallReader(cfg, seq_len, vocab_size) if reader == "small" else Reader(cfg, reader, dim, vocab_size)
+            self.reader = (
+                SmallReader(cfg, seq_len, vocab_size)
+                if reader == "small"
+                else Reader(cfg, reader, dim, vocab_size)
+            )
         if self.join == "puzzle table":
             self.puzzles = nn.Parameter(torch.zeros(num_puzzles, dim))
         elif self.join == "task table":
             self.tasks = nn.Parameter(trunc_normal(num_tasks, prefix, dim, std=1.0))
         elif self.join in ("set", "carried set", "recursion"):
             recurrent = self.join != "set"
-            first = trunc_normal(prefix * (2 if self.join == "recursion" else 1), dim, std=cfg.query_std)
+            first = trunc_normal(
+                prefix * (2 if self.join == "recursion" else 1), dim, std=cfg.query_std
+            )
             if recurrent and cfg.state == "fixed":
                 self.register_buffer("first", first)
             else:
                 self.first = nn.Parameter(first)
             mixer = Attention if self.join == "recursion" else MaskedAttention
-            self.blocks = nn.ModuleList(Block([mixer(dim, cfg.heads)], MLP(dim, "swiglu", cfg.expansion, cfg.multiple), "rms",
-                                              cfg.norm_place == "pre" and self.join != "recursion") for _ in range(cfg.set_layers))
+            self.blocks = nn.ModuleList(
+                Block(
+                    [mixer(dim, cfg.heads)],
+                    MLP(dim, "swiglu", cfg.expansion, cfg.multiple),
+                    "rms",
+                    cfg.norm_place == "pre" and self.join != "recursion",
+                )
+                for _ in range(cfg.set_layers)
+            )
         self.latent = cfg.latent or (32 if cfg.kind == "lpn_var" else width)
         if self.bottleneck_at:
             self.bottleneck = Bottleneck(width, self.latent)
-        self.head = Linear(self.latent if self.bottleneck_at else width, prefix * dim) if self.bottleneck_at or self.join == "mean" else None
+        self.head = (
+            Linear(self.latent if self.bottleneck_at else width, prefix * dim)
+            if self.bottleneck_at or self.join == "mean"
+            else None
+        )
         self.norm = Norm("rms")
-        self.gain = nn.Parameter(torch.tensor(cfg.gain)) if cfg.gain_learned and self.join != "puzzle table" else cfg.gain
+        self.gain = (
+            nn.Parameter(torch.tensor(cfg.gain))
+            if cfg.gain_learned and self.join != "puzzle table"
+            else cfg.gain
+        )
         if cfg.frozen:
             self.requires_grad_(False)
 
@@ -311,7 +423,11 @@ class Encoder(nn.Module):
         """Normal numbers for one call in training: (B, K, latent), (B, latent), or None for an encoder that samples nothing."""
         if not self.bottleneck_at:
             return None
-        return torch.randn((B, K, self.latent) if self.bottleneck_at == "each" else (B, self.latent), generator=g, device=g.device)
+        return torch.randn(
+            (B, K, self.latent) if self.bottleneck_at == "each" else (B, self.latent),
+            generator=g,
+            device=g.device,
+        )
 
     # ------------------------------------------------------------ demonstrations to context
 
@@ -319,7 +435,13 @@ class Encoder(nn.Module):
         """(B, K, 2, S), (B, K) -> (B, K, D), or (B, K, 2 S, D) of cells. Only valid demonstrations are worked on; empty slots are zeros."""
         packed = demos[mask]  # (N, 2, S)
         if not len(packed):
-            return torch.zeros(*mask.shape, *([2 * demos.shape[-1]] if self.join == "cells" else []), self.width, dtype=self.compute, device=demos.device)
+            return torch.zeros(
+                *mask.shape,
+                *([2 * demos.shape[-1]] if self.join == "cells" else []),
+                self.width,
+                dtype=self.compute,
+                device=demos.device,
+            )
         vectors = self.reader(packed, self.compute)
         return vectors.new_zeros(*mask.shape, *vectors.shape[1:]).index_put((mask,), vectors)
 
@@ -349,20 +471,36 @@ class Encoder(nn.Module):
             with torch.no_grad():
                 for _ in range(self.cfg.T - 1):
                     high, low = cycle(high, low)
-            if state.requires_grad and self.cfg.T > 1:  # as in TRM.forward: a learned first state gets its gradient past these
+            if (
+                state.requires_grad and self.cfg.T > 1
+            ):  # as in TRM.forward: a learned first state gets its gradient past these
                 high, low = (now + (was - was.detach()) for now, was in zip((high, low), first))
             new = torch.cat(cycle(high, low), 1)
-        return self.cfg.carry_ema * state.detach() + (1 - self.cfg.carry_ema) * new if self.cfg.carry_ema else new
+        return (
+            self.cfg.carry_ema * state.detach() + (1 - self.cfg.carry_ema) * new
+            if self.cfg.carry_ema
+            else new
+        )
 
-    def forward(self, demos: Tensor | None, mask: Tensor | None, state: Tensor | None = None, ids: Tensor | None = None,
-                noise: Tensor | None = None) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    def forward(
+        self,
+        demos: Tensor | None,
+        mask: Tensor | None,
+        state: Tensor | None = None,
+        ids: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Context (B, P, D), attached; the state to carry on, detached; {"kl": (B,)}, for the caller to sum over rows like all losses.
 
         state comes from `reset` (None: the first one), noise from `noise` (in training only). A row without demonstrations is legal: its
         context says nothing of the task, and is finite.
         """
         if self.join == "puzzle table":
-            return F.pad(F.embedding(ids, self.puzzles)[:, None], (0, 0, 0, self.prefix - 1)), None, {}
+            return (
+                F.pad(F.embedding(ids, self.puzzles)[:, None], (0, 0, 0, self.prefix - 1)),
+                None,
+                {},
+            )
         carried, aux = None, {}
         if self.join == "task table":
             h = F.embedding(ids, self.tasks.flatten(1)).unflatten(1, (self.prefix, -1))
@@ -383,27 +521,55 @@ class Encoder(nn.Module):
         elif self.join == "cells":
             h = h.flatten(1, 2)  # (B, K * 2 S, D)
             if h.shape[1] != self.prefix:
-                raise ValueError(f"encoder 'cells' makes {h.shape[1]} context positions of {mask.shape[1]} demonstrations, the net has prefix = {self.prefix}")
+                raise ValueError(
+                    f"encoder 'cells' makes {h.shape[1]} context positions of {mask.shape[1]} demonstrations, the net has prefix = {self.prefix}"
+                )
         if self.bottleneck_at == "joined":
-            h, aux["kl"] = self.bottleneck(self.norm(self.norm(h).mean(1)) if self.join == "set" else h, noise)
+            h, aux["kl"] = self.bottleneck(
+                self.norm(self.norm(h).mean(1)) if self.join == "set" else h, noise
+            )
         if self.head is not None:
             h = self.head(h).unflatten(-1, (self.prefix, self.dim))
         h = h.float()
         return self.gain * (self.norm(h) if self.cfg.normalize else h), carried, aux
 
 
-def make_encoder(cfg: EncoderConfig, dim: int, prefix: int, seq_len: int, vocab_size: int, num_tasks: int = 1, num_puzzles: int = 1,
-                 compute: torch.dtype = torch.float32) -> Encoder | None:
+def make_encoder(
+    cfg: EncoderConfig,
+    dim: int,
+    prefix: int,
+    seq_len: int,
+    vocab_size: int,
+    num_tasks: int = 1,
+    num_puzzles: int = 1,
+    compute: torch.dtype = torch.float32,
+) -> Encoder | None:
     """The one place where encoders are made; None for kind = "none"."""
-    return None if cfg.kind == "none" else Encoder(cfg, dim, prefix, seq_len, vocab_size, num_tasks, num_puzzles, compute)
+    return (
+        None
+        if cfg.kind == "none"
+        else Encoder(cfg, dim, prefix, seq_len, vocab_size, num_tasks, num_puzzles, compute)
+    )
 
 
-def encode(encoder: Encoder, batch: dict[str, Tensor], state: Tensor | None = None, noise: Tensor | None = None):
+def encode(
+    encoder: Encoder,
+    batch: dict[str, Tensor],
+    state: Tensor | None = None,
+    noise: Tensor | None = None,
+):
     """`encoder` on the slots of a batch with demos, mask, task and puzzle, whatever of it this kind reads; returns context, state, aux."""
-    return encoder(batch.get("demos"), batch.get("mask"), state, batch["puzzle" if encoder.join == "puzzle table" else "task"], noise)
+    return encoder(
+        batch.get("demos"),
+        batch.get("mask"),
+        state,
+        batch["puzzle" if encoder.join == "puzzle table" else "task"],
+        noise,
+    )
 
 
 # ---------------------------------------------------------------- a net and its encoder
+
 
 class Conditioned(TRM):
     """A TRM and its encoder as one net: what is trained, averaged and saved."""
@@ -424,8 +590,14 @@ class Conditioned(TRM):
         rows = shape.get("num_tasks", 1), self.shape.num_puzzles
         self.encoder = make_encoder(encoder, cfg.dim, cfg.prefix, *sizes, *rows, compute)
 
-    def step(self, carry: Carry, context: Tensor | None = None, min_steps: Tensor | None = None, noise: Tensor | None = None,
-             average: bool = False) -> tuple[Carry, Output]:
+    def step(
+        self,
+        carry: Carry,
+        context: Tensor | None = None,
+        min_steps: Tensor | None = None,
+        noise: Tensor | None = None,
+        average: bool = False,
+    ) -> tuple[Carry, Output]:
         """One supervision step of every slot. noise: of a variational encoder in training, from `noise`. For ablations: average gives all
         rows their mean context; `context` (B, P, D), if given, is used as it is."""
         fresh, before, aux = carry.steps == 0, carry.more.get("state"), {}
@@ -448,14 +620,21 @@ class Conditioned(TRM):
     def loss(self, out: Output, carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().loss(out, carry)
         if "kl" in out.aux:
-            loss, metrics["kl_loss"] = loss + self.encoder.cfg.kl_weight * out.aux["kl"].sum(), out.aux["kl"].sum().detach()
+            loss, metrics["kl_loss"] = (
+                loss + self.encoder.cfg.kl_weight * out.aux["kl"].sum(),
+                out.aux["kl"].sum().detach(),
+            )
             metrics["loss"] = loss.detach()
         return loss, metrics | health(out, carry, self.cfg.prefix)
 
     def frozen(self, step: int) -> list[Tensor]:
         cfg = self.encoder.cfg
         own = {id(p) for p in self.encoder.parameters()}
-        return [p for p in self.parameters() if step < (cfg.freeze_steps if id(p) in own else cfg.freeze_decoder_steps)]
+        return [
+            p
+            for p in self.parameters()
+            if step < (cfg.freeze_steps if id(p) in own else cfg.freeze_decoder_steps)
+        ]
 
     def rates(self) -> dict[str, float]:
         return {"encoder": self.encoder.cfg.lr, "decoder": self.encoder.cfg.decoder_lr}
@@ -469,6 +648,7 @@ class Conditioned(TRM):
 
 # ---------------------------------------------------------------- figures of an encoder
 
+
 def health(out: Output, carry: Carry, prefix: int) -> dict[str, Tensor]:
     """Sums over rows, on the device: divided by `rows` they are means, but encoder_carry_change by `encoder_going` (rows that went on).
 
@@ -478,8 +658,11 @@ def health(out: Output, carry: Carry, prefix: int) -> dict[str, Tensor]:
     """
     context = out.aux["context"].detach().float()
     rows, square = len(context), context.square().mean().clamp(min=1e-12)
-    found = {"encoder_rms": square.sqrt(), "encoder_variance": context.var(0, correction=0).mean() / square,
-             "encoder_diversity": context.var(1, correction=0).mean() / square}
+    found = {
+        "encoder_rms": square.sqrt(),
+        "encoder_variance": context.var(0, correction=0).mean() / square,
+        "encoder_diversity": context.var(1, correction=0).mean() / square,
+    }
     covered = torch.zeros((), device=context.device)
 
     def cover(grad: Tensor) -> None:
@@ -508,18 +691,26 @@ def gradient_share(net: Conditioned, total: Tensor, rows: int) -> dict[str, Tens
     """The encoder's part of the gradient norm (before clipping, over all processes), and that norm itself, as sums over rows."""
     grads = [p.grad for p in net.encoder.parameters() if p.grad is not None]
     own = torch.nn.utils.get_total_norm(grads, foreach=True) if grads else torch.zeros_like(total)
-    return {"encoder_gradient": rows * own, "encoder_gradient_share": rows * own / total.clamp(min=1e-12)}
+    return {
+        "encoder_gradient": rows * own,
+        "encoder_gradient_share": rows * own / total.clamp(min=1e-12),
+    }
 
 
 def health_means(total: dict[str, float]) -> dict[str, float]:
     """Of the sums above since the last line."""
-    line = {k: v / total["rows"] for k, v in total.items() if k.startswith("encoder_") and k not in ("encoder_carry_change", "encoder_going")}
+    line = {
+        k: v / total["rows"]
+        for k, v in total.items()
+        if k.startswith("encoder_") and k not in ("encoder_carry_change", "encoder_going")
+    }
     if total.get("encoder_going"):
         line["encoder_carry_change"] = total["encoder_carry_change"] / total["encoder_going"]
     return line
 
 
 # ---------------------------------------------------------------- a decoder from another run
+
 
 def load_decoder(net: TRM, path: str, held_out: set[str]) -> None:
     """Weights of a finished run's net (averaged ones, where kept), less its encoder or puzzle table, into `net`.
@@ -530,24 +721,43 @@ def load_decoder(net: TRM, path: str, held_out: set[str]) -> None:
     try:
         card = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["data"]
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{at} = {path!r}: no finished run there (no readable summary.json), expected the run folder of a decoder") from None
+        raise UserError(
+            f"{at} = {path!r}: no finished run there (no readable summary.json), expected the run folder of a decoder"
+        ) from None
     seen = set(card.get("ids", {}).get("train", "").split())
     if card.get("protocol") == "transductive":
         seen |= {name for part in card["ids"].values() for name in part.split()}
     if both := sorted(seen & held_out):
-        raise UserError(f"{at} = {path!r}: was trained on {len(both)} of the held-out tasks, the first is {both[0]!r}, expected none")
+        raise UserError(
+            f"{at} = {path!r}: was trained on {len(both)} of the held-out tasks, the first is {both[0]!r}, expected none"
+        )
     from runs import load  # only here: the rest of this file can be copied without it
 
     state = load(folder / "best.pt", "cpu", {"raw", "ema", "config"})
-    found = {k: v for k, v in (state["ema"] or state["raw"]).items() if k != "puzzles" and not k.startswith("encoder.")}
-    wanted = {k: v for k, v in net.state_dict().items() if k != "puzzles" and not k.startswith("encoder.")}
-    for names, what in ((wanted.keys() - found.keys(), "lacks"), (found.keys() - wanted.keys(), "has an unknown")):
+    found = {
+        k: v
+        for k, v in (state["ema"] or state["raw"]).items()
+        if k != "puzzles" and not k.startswith("encoder.")
+    }
+    wanted = {
+        k: v for k, v in net.state_dict().items() if k != "puzzles" and not k.startswith("encoder.")
+    }
+    for names, what in (
+        (wanted.keys() - found.keys(), "lacks"),
+        (found.keys() - wanted.keys(), "has an unknown"),
+    ):
         if names:
-            raise UserError(f"{at} = {path!r}: {what} {sorted(names)[0]!r} ({len(names)} in all), expected the weights of a net with this [model]")
+            raise UserError(
+                f"{at} = {path!r}: {what} {sorted(names)[0]!r} ({len(names)} in all), expected the weights of a net with this [model]"
+            )
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
-            raise UserError(f"{at} = {path!r}: {name!r} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
+            raise UserError(
+                f"{at} = {path!r}: {name!r} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+            )
     for key in ("T", "n", "positions", "norm", "norm_place", "mlp", "heads", "mixer"):
         if (was := state["config"].get(f"model.{key}")) != (now := getattr(net.cfg, key)):
-            raise UserError(f"{at} = {path!r}: was trained with model.{key} = {was!r}, expected {now!r} as in this entry")
+            raise UserError(
+                f"{at} = {path!r}: was trained with model.{key} = {was!r}, expected {now!r} as in this entry"
+            )
     net.load_state_dict(found, strict=False)

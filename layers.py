@@ -49,7 +49,9 @@ class RMSNorm(torch.autograd.Function):
     def backward(ctx, d: Tensor) -> Tensor:
         out, scale = ctx.saved_tensors
         share = (d * out).mean(-1, keepdim=True, dtype=scale.dtype)
-        return (torch.addcmul(d.to(scale.dtype), out.to(scale.dtype), share, value=-1) * scale).to(d.dtype)
+        return (torch.addcmul(d.to(scale.dtype), out.to(scale.dtype), share, value=-1) * scale).to(
+            d.dtype
+        )
 
 
 class Norm(nn.Module):
@@ -67,13 +69,16 @@ class Norm(nn.Module):
 
 # ---------------------------------------------------------------- positions
 
+
 def rope_1d(length: int, dim: int, base: float = 10_000.0, device=None) -> Tensor:
     """Rotary angles (length, dim / 2) in radians, fp32: position p turns pair i by p * base^(-2i/dim) (arXiv 2104.09864)."""
     frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
     return torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
 
 
-def rope_2d(rows: int, cols: int, dim: int, prefix: int = 0, base: float = 10_000.0, device=None) -> Tensor:
+def rope_2d(
+    rows: int, cols: int, dim: int, prefix: int = 0, base: float = 10_000.0, device=None
+) -> Tensor:
     """Axial rotary angles: half of each head turns with the row, half with the column.
 
     Returns (prefix + rows * cols, dim / 2) in radians, fp32; prefix positions sit at (0, 0..prefix-1), the grid below them.
@@ -81,9 +86,14 @@ def rope_2d(rows: int, cols: int, dim: int, prefix: int = 0, base: float = 10_00
     """
     if dim % 4:
         raise ValueError(f"rope_2d needs a head width that is a multiple of 4, got {dim}")
-    row, col = rope_1d(rows + bool(prefix), dim // 2, base, device), rope_1d(max(cols, prefix), dim // 2, base, device)
+    row, col = (
+        rope_1d(rows + bool(prefix), dim // 2, base, device),
+        rope_1d(max(cols, prefix), dim // 2, base, device),
+    )
     top = torch.cat([row[:1].expand(prefix, -1), col[:prefix]], -1)
-    grid = torch.cat([row[bool(prefix):].repeat_interleave(cols, 0), col[:cols].repeat(rows, 1)], -1)
+    grid = torch.cat(
+        [row[bool(prefix) :].repeat_interleave(cols, 0), col[:cols].repeat(rows, 1)], -1
+    )
     return torch.cat([top, grid])
 
 
@@ -95,6 +105,7 @@ def rotate(q: Tensor, angles: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- channel mixing
+
 
 def round_up(value: float, multiple: int) -> int:
     return -(-round(value) // multiple) * multiple
@@ -110,7 +121,9 @@ class MLP(nn.Module):
     `multiple` (256 in TRM). CUDA inputs are zero-padded to a multiple of 8: the same mathematics, aligned rows.
     """
 
-    def __init__(self, width: int, kind: str = "swiglu", expansion: float = 4.0, multiple: int = 256):
+    def __init__(
+        self, width: int, kind: str = "swiglu", expansion: float = 4.0, multiple: int = 256
+    ):
         super().__init__()
         self.gated, self.activation = kind.endswith("glu"), ACTIVATIONS[kind]
         inner = round_up(expansion * width * (2 / 3 if self.gated else 1), multiple)
@@ -119,7 +132,9 @@ class MLP(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         up, down = self.up.weight.to(h.dtype), self.down.weight.to(h.dtype)
-        pad = -h.shape[-1] % 8 if h.is_cuda else 0  # tensor cores want rows of 16 bytes; 97 positions have none
+        pad = (
+            -h.shape[-1] % 8 if h.is_cuda else 0
+        )  # tensor cores want rows of 16 bytes; 97 positions have none
         if pad:
             h, up, down = F.pad(h, (0, pad)), F.pad(up, (0, pad)), F.pad(down, (0, 0, 0, pad))
         u = F.linear(h, up)
@@ -134,6 +149,7 @@ class MLP(nn.Module):
 
 # ---------------------------------------------------------------- token mixing: each maps (B, L, D) to (B, L, D)
 
+
 class Attention(nn.Module):
     """Full self-attention without mask or bias, rotary positions optional."""
 
@@ -145,11 +161,15 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
         B, L, D = h.shape
-        q, k, v = self.qkv(h).view(B, L, 3, self.heads, D // self.heads).unbind(2)  # each (B, L, H, D/H)
+        q, k, v = (
+            self.qkv(h).view(B, L, 3, self.heads, D // self.heads).unbind(2)
+        )  # each (B, L, H, D/H)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # each (B, H, L, D/H)
-        if h.device.type == "cpu" and h.dtype.itemsize == 2:  # the bf16 kernel's backward is 3.5 times slower than fp32's on CPUs
+        if (
+            h.device.type == "cpu" and h.dtype.itemsize == 2
+        ):  # the bf16 kernel's backward is 3.5 times slower than fp32's on CPUs
             q, k, v = q.float(), k.float(), v.float()
         a = F.scaled_dot_product_attention(q, k, v).to(h.dtype)
         return self.out(a.transpose(1, 2).reshape(B, L, D))
@@ -280,6 +300,7 @@ class Block(nn.Module):
 
 # ---------------------------------------------------------------- losses
 
+
 def stablemax_log_probs(logits: Tensor) -> Tensor:
     """log of s(v) / sum s(v) over the last axis, s(v) = v + 1 for v >= 0, else 1 / (1 - v) (arXiv 2501.04697)."""
     s = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
@@ -288,7 +309,11 @@ def stablemax_log_probs(logits: Tensor) -> Tensor:
 
 def log_probabilities(logits: Tensor, kind: str) -> Tensor:
     """Over the last axis, fp32. kind: "stablemax" or "softmax"."""
-    return stablemax_log_probs(logits.float()) if kind == "stablemax" else logits.float().log_softmax(-1)
+    return (
+        stablemax_log_probs(logits.float())
+        if kind == "stablemax"
+        else logits.float().log_softmax(-1)
+    )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, kind: str = "stablemax") -> Tensor:

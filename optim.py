@@ -14,8 +14,16 @@ from torch.optim.swa_utils import AveragedModel
 class AdamAtan2(torch.optim.Optimizer):
     """Adam whose update is lr * atan2(m_hat, sqrt(v_hat)), with decoupled decay; it has no epsilon (arXiv 2407.05872)."""
 
-    def __init__(self, params: Iterable, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "step": 0})
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "step": 0}
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -33,10 +41,14 @@ class AdamAtan2(torch.optim.Optimizer):
             torch._foreach_lerp_(m, grads, 1 - b1)
             torch._foreach_mul_(v, b2)
             torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-            root = torch._foreach_sqrt(v)  # atan2 sees only the ratio: both bias corrections go into one factor
+            root = torch._foreach_sqrt(
+                v
+            )  # atan2 sees only the ratio: both bias corrections go into one factor
             torch._foreach_mul_(root, (1 - b1**t) / math.sqrt(1 - b2**t))
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, [torch.atan2(a, b) for a, b in zip(m, root)], alpha=-group["lr"])
+            torch._foreach_add_(
+                params, [torch.atan2(a, b) for a, b in zip(m, root)], alpha=-group["lr"]
+            )
 
 
 class Muon(torch.optim.Muon):
@@ -55,12 +67,20 @@ class Muon(torch.optim.Muon):
             lr, momentum = group["lr"], group["momentum"]
             for (rows, cols), params in shapes.items():
                 grads = [p.grad for p in params]
-                buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+                buffers = [
+                    self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params
+                ]
                 torch._foreach_lerp_(buffers, grads, 1 - momentum)
-                updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-                updates = orthogonal(torch.stack(updates), group["ns_coefficients"], group["ns_steps"]).to(params[0].dtype)
+                updates = (
+                    torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+                )
+                updates = orthogonal(
+                    torch.stack(updates), group["ns_coefficients"], group["ns_steps"]
+                ).to(params[0].dtype)
                 torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * max(1, rows / cols) ** 0.5)
+                torch._foreach_add_(
+                    params, list(updates.unbind()), alpha=-lr * max(1, rows / cols) ** 0.5
+                )
 
 
 def orthogonal(g: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
@@ -91,7 +111,9 @@ class SignSGD(torch.optim.Optimizer):
                     p.sub_(group["lr"] * p.grad.sign())
 
 
-def make_optimizers(net: nn.Module, cfg, rates: dict[str, float] | None = None) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    net: nn.Module, cfg, rates: dict[str, float] | None = None
+) -> list[torch.optim.Optimizer]:
     """The optimizers of a TrainConfig. Each group remembers its full rate as `peak`; `set_rates` scales it.
 
     Puzzle identifiers: sign-SGD. optimizer = "muon": Muon for the matrices inside the recursive net and the blocks of an encoder, AdamW
@@ -101,27 +123,52 @@ def make_optimizers(net: nn.Module, cfg, rates: dict[str, float] | None = None) 
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     part = {id(p): "encoder" if name.startswith("encoder.") else "decoder" for name, p in named}
     puzzles = [p for name, p in named if name in ("puzzles", "encoder.puzzles")]
-    matrices = [p for name, p in named if cfg.optimizer == "muon" and p.ndim == 2
-                and (name.startswith("net") or (name.startswith("encoder.") and "blocks." in name))]
+    matrices = [
+        p
+        for name, p in named
+        if cfg.optimizer == "muon"
+        and p.ndim == 2
+        and (name.startswith("net") or (name.startswith("encoder.") and "blocks." in name))
+    ]
     taken = {id(p) for p in puzzles + matrices}
     rest = [p for _, p in named if id(p) not in taken]
 
     def groups(params: list, lr: float) -> list:
         if rates is None:
             return params
-        return [{"params": own, "lr": lr * rate} for name, rate in rates.items() if (own := [p for p in params if part[id(p)] == name])]
+        return [
+            {"params": own, "lr": lr * rate}
+            for name, rate in rates.items()
+            if (own := [p for p in params if part[id(p)] == name])
+        ]
 
     adam = {"lr": cfg.lr, "betas": (cfg.beta1, cfg.beta2), "weight_decay": cfg.weight_decay}
     optimizers = []
     if cfg.optimizer == "adam_atan2":
         optimizers.append(AdamAtan2(groups(rest, cfg.lr), **adam))
     else:
-        optimizers.append(torch.optim.AdamW(groups(rest, cfg.lr), fused=rest[0].is_cuda or None, **adam))
+        optimizers.append(
+            torch.optim.AdamW(groups(rest, cfg.lr), fused=rest[0].is_cuda or None, **adam)
+        )
     if matrices:
-        optimizers.append(Muon(groups(matrices, cfg.muon_lr), lr=cfg.muon_lr, weight_decay=cfg.muon_weight_decay, nesterov=True,
-                               momentum=cfg.muon_momentum, ns_steps=cfg.muon_iterations))
+        optimizers.append(
+            Muon(
+                groups(matrices, cfg.muon_lr),
+                lr=cfg.muon_lr,
+                weight_decay=cfg.muon_weight_decay,
+                nesterov=True,
+                momentum=cfg.muon_momentum,
+                ns_steps=cfg.muon_iterations,
+            )
+        )
     if puzzles:
-        optimizers.append(SignSGD(groups(puzzles, cfg.puzzle_lr), lr=cfg.puzzle_lr, weight_decay=cfg.puzzle_weight_decay))
+        optimizers.append(
+            SignSGD(
+                groups(puzzles, cfg.puzzle_lr),
+                lr=cfg.puzzle_lr,
+                weight_decay=cfg.puzzle_weight_decay,
+            )
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -134,7 +181,9 @@ def schedule(cfg, step: int) -> float:
     if cfg.schedule == "constant":
         return warm
     progress = max(0.0, (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup))
-    return warm * (cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return warm * (
+        cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    )
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
@@ -187,7 +236,10 @@ class GrokFast:
 
 def make_ema(net: nn.Module, decay: float, warmup: bool) -> AveragedModel:
     """The averaged net; with `warmup` the decay of update t is min(decay, (1 + t) / (10 + t)), so early weights are forgotten."""
-    def average(ema: list[Tensor], new: list[Tensor], t: Tensor) -> None:  # t lives on the CPU: reading it costs no GPU sync
+
+    def average(
+        ema: list[Tensor], new: list[Tensor], t: Tensor
+    ) -> None:  # t lives on the CPU: reading it costs no GPU sync
         keep = min(decay, (1 + int(t)) / (10 + int(t))) if warmup else decay
         torch._foreach_lerp_(ema, new, 1 - keep)
 

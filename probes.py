@@ -45,18 +45,29 @@ def probe(folder: Path, against: Path | None = None) -> dict:
         raise UserError(f"{folder}: a run of data.task = {cfg.data.task!r}, expected 'arc'")
     ds = data.load(cfg).arc
     sides = {"train": trained(ds)[: max(64, len(ds.test))], "test": ds.test}
-    rows = {side: episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1)) for side, tasks in sides.items()}
+    rows = {
+        side: episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1))
+        for side, tasks in sides.items()
+    }
     true = {side: score(solve(net, cfg, r, world)[0], r["labels"]) for side, r in rows.items()}
     wrong = {side: ablation(net, cfg, r, world) for side, r in rows.items()}
-    found = {"context": {side: w and {"true": true[side]["exact"]} | w for side, w in wrong.items()}, "demos": {}, "n": {s: len(r["task"]) for s, r in rows.items()}}
+    found = {
+        "context": {side: w and {"true": true[side]["exact"]} | w for side, w in wrong.items()},
+        "demos": {},
+        "n": {s: len(r["task"]) for s, r in rows.items()},
+    }
     if not isinstance(net, Conditioned):
         return found
     if cfg.arc.mode != "embed":
         for side, tasks in sides.items():
             found["demos"][side] = {}
             for shown in range(cfg.arc.demos):
-                asked = episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1, shown))
-                found["demos"][side][str(shown)] = score(solve(net, cfg, asked, world)[0], asked["labels"])
+                asked = episodes.examples(
+                    ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1, shown)
+                )
+                found["demos"][side][str(shown)] = score(
+                    solve(net, cfg, asked, world)[0], asked["labels"]
+                )
             found["demos"][side][str(cfg.arc.demos)] = true[side]
         found["order"] = order(net, cfg, rows["train"])
     found["interface"] = interface(net, cfg, rows["train"], against)
@@ -73,7 +84,16 @@ def tensors(rows: dict[str, np.ndarray], count: int = 64) -> dict[str, torch.Ten
 
 
 def first_step(net: Conditioned, batch: dict, **keys):
-    return net.step(net.refill(net.start(batch), batch, net.first_states(len(batch["inputs"]), net.shape.seq_len, torch.Generator().manual_seed(0))), **keys)
+    return net.step(
+        net.refill(
+            net.start(batch),
+            batch,
+            net.first_states(
+                len(batch["inputs"]), net.shape.seq_len, torch.Generator().manual_seed(0)
+            ),
+        ),
+        **keys,
+    )
 
 
 @torch.no_grad()
@@ -106,19 +126,33 @@ def interface(net: Conditioned, cfg, rows: dict, against: Path | None) -> dict[s
     def size(x: torch.Tensor) -> float:
         return float(scale * x.square().mean().sqrt())
 
-    found = {"context_size": size(context), "token_size": size(tokens), "rank_over_rows": effective_rank(context.flatten(1)),
-             "rank_over_positions": float(np.mean([effective_rank(c) for c in context])), "rows": len(context)}
+    found = {
+        "context_size": size(context),
+        "token_size": size(tokens),
+        "rank_over_rows": effective_rank(context.flatten(1)),
+        "rank_over_positions": float(np.mean([effective_rank(c) for c in context])),
+        "rows": len(context),
+    }
     if against:
         _, other, _ = load_run(against)
         if isinstance(other, Conditioned) or not cfg.model.prefix or other.cfg.dim != cfg.model.dim:
-            raise UserError(f"{against}: expected a run with encoder.kind = 'none', a puzzle embedding and model.dim = {cfg.model.dim}")
+            raise UserError(
+                f"{against}: expected a run with encoder.kind = 'none', a puzzle embedding and model.dim = {cfg.model.dim}"
+            )
         table = other.puzzles[other.puzzles.any(1)].float()
         if not len(table):
-            raise UserError(f"{against}: its puzzle embedding is zero, expected a run with arc.mode = 'embed'")
+            raise UserError(
+                f"{against}: its puzzle embedding is zero, expected a run with arc.mode = 'embed'"
+            )
         first = context[:, 0]
         normal = torch.nn.functional.normalize
-        found |= {"embedding_size": size(table), "first_position_size": size(first), "rank_of_embeddings": effective_rank(table),
-                  "cosine_of_means": float(normal(first.mean(0), dim=0) @ normal(table.mean(0), dim=0)), "frechet": frechet(scale * first, scale * table)}
+        found |= {
+            "embedding_size": size(table),
+            "first_position_size": size(first),
+            "rank_of_embeddings": effective_rank(table),
+            "cosine_of_means": float(normal(first.mean(0), dim=0) @ normal(table.mean(0), dim=0)),
+            "frechet": frechet(scale * first, scale * table),
+        }
     return found
 
 
@@ -138,7 +172,12 @@ def gradients(net: Conditioned, cfg, rows: dict, tasks: int = 8) -> dict:
     net.train()
     noise = net.noise(len(batch["inputs"]), g)
     keys = {} if noise is None else {"noise": noise}
-    carry, ratios = net.refill(net.start(batch), batch, net.first_states(len(batch["inputs"]), net.shape.seq_len, g)), []
+    carry, ratios = (
+        net.refill(
+            net.start(batch), batch, net.first_states(len(batch["inputs"]), net.shape.seq_len, g)
+        ),
+        [],
+    )
     for _ in range(cfg.model.n_sup):
         kept = {}
         embed = net.embed
@@ -171,12 +210,21 @@ def gradients(net: Conditioned, cfg, rows: dict, tasks: int = 8) -> dict:
     if learning:
         for i in range(min(tasks, len(batch["inputs"]))):
             net.zero_grad()
-            one = {k: v[i:i + 1] for k, v in batch.items()}
-            carry, out = first_step(net, one, **{k: v[i:i + 1] for k, v in keys.items()})
+            one = {k: v[i : i + 1] for k, v in batch.items()}
+            carry, out = first_step(net, one, **{k: v[i : i + 1] for k, v in keys.items()})
             net.loss(out, carry)[0].backward()
-            flat.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning]))
+            flat.append(
+                torch.cat(
+                    [
+                        (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                        for p in learning
+                    ]
+                )
+            )
         u = torch.nn.functional.normalize(torch.stack(flat), dim=1)
-        found["cosine_between_tasks"] = float((u @ u.T)[~torch.eye(len(u), dtype=torch.bool)].mean()) if len(u) > 1 else None
+        found["cosine_between_tasks"] = (
+            float((u @ u.T)[~torch.eye(len(u), dtype=torch.bool)].mean()) if len(u) > 1 else None
+        )
     net.zero_grad()
     net.eval()
     return found
@@ -198,12 +246,23 @@ def sampling(net: Conditioned, cfg, rows: dict) -> float:
 
 # ---------------------------------------------------------------- test-time training
 
+
 def learning(cfg: Config, lr: float, batch: int) -> Config:
     """The configuration in which a net learns one task."""
     mode = "embed" if cfg.arc.mode == "embed" else "loo"
-    train = dataclasses.replace(cfg.train, warmup=0, schedule="constant", ema=0.0, lr=lr or cfg.train.lr, batch_size=batch or cfg.train.batch_size, compile="off")
+    train = dataclasses.replace(
+        cfg.train,
+        warmup=0,
+        schedule="constant",
+        ema=0.0,
+        lr=lr or cfg.train.lr,
+        batch_size=batch or cfg.train.batch_size,
+        compile="off",
+    )
     encoder = dataclasses.replace(cfg.encoder, decoder="", freeze_steps=0, freeze_decoder_steps=0)
-    return dataclasses.replace(cfg, arc=dataclasses.replace(cfg.arc, mode=mode), train=train, encoder=encoder)
+    return dataclasses.replace(
+        cfg, arc=dataclasses.replace(cfg.arc, mode=mode), train=train, encoder=encoder
+    )
 
 
 def adapt(folder: Path, steps: list[int], tasks: int = 0, lr: float = 0.0, batch: int = 0) -> dict:
@@ -233,25 +292,49 @@ def adapt(folder: Path, steps: list[int], tasks: int = 0, lr: float = 0.0, batch
             feed.close()
     plain = plan.augmentation == 0
     labels = episodes.examples(ds, cfg.arc, plan[plain])["labels"]
-    return {"mode": "test-time training on the demonstrations of each held-out task", "tasks": len(chosen), "lr": own.train.lr, "batch_size": own.train.batch_size,
-            "steps": {str(n): score(answers[n][plain], labels) | episodes.vote(ds, cfg.arc, plan, answers[n], confidence[n]) for n in sorted(steps)},
-            "config": flatten(own)}
+    return {
+        "mode": "test-time training on the demonstrations of each held-out task",
+        "tasks": len(chosen),
+        "lr": own.train.lr,
+        "batch_size": own.train.batch_size,
+        "steps": {
+            str(n): score(answers[n][plain], labels)
+            | episodes.vote(ds, cfg.arc, plan, answers[n], confidence[n])
+            for n in sorted(steps)
+        },
+        "config": flatten(own),
+    }
 
 
 def words(folder: Path, found: dict) -> str:
-    lines = [f"{folder}: n = {found['n']['train']} training and {found['n']['test']} held-out queries"]
+    lines = [
+        f"{folder}: n = {found['n']['train']} training and {found['n']['test']} held-out queries"
+    ]
     for side, context in found["context"].items():
-        lines.append(f"  {side:5} exact " + ", ".join(f"{100 * v:.1f} % ({k} context)" for k, v in context.items()))
+        lines.append(
+            f"  {side:5} exact "
+            + ", ".join(f"{100 * v:.1f} % ({k} context)" for k, v in context.items())
+        )
     for side, row in found["demos"].items():
-        lines.append(f"  {side:5} exact by demonstrations shown: " + ", ".join(f"{k}: {100 * v['exact']:.1f} %" for k, v in row.items()))
+        lines.append(
+            f"  {side:5} exact by demonstrations shown: "
+            + ", ".join(f"{k}: {100 * v['exact']:.1f} %" for k, v in row.items())
+        )
     for name in ("order", "interface"):
         if found.get(name):
             lines.append(f"  {name}: " + ", ".join(f"{k} {v:.4g}" for k, v in found[name].items()))
     if gradient := found.get("gradient"):
-        lines.append("  gradient at the context over that at the question, by step: " + ", ".join(f"{r:.3g}" for r in gradient["context_over_question"]))
-        lines.append("  gradient by part: " + ", ".join(f"{k} {v:.3g}" for k, v in gradient["parts"].items()))
+        lines.append(
+            "  gradient at the context over that at the question, by step: "
+            + ", ".join(f"{r:.3g}" for r in gradient["context_over_question"])
+        )
+        lines.append(
+            "  gradient by part: " + ", ".join(f"{k} {v:.3g}" for k, v in gradient["parts"].items())
+        )
         if (cosine := gradient.get("cosine_between_tasks")) is not None:
-            lines.append(f"  cosine of the encoder's gradients of two tasks: {cosine:.3g} on average")
+            lines.append(
+                f"  cosine of the encoder's gradients of two tasks: {cosine:.3g} on average"
+            )
     if "noise" in found:
         lines.append(f"  answers that differ between two samples: {100 * found['noise']:.1f} %")
     return "\n".join(lines)

@@ -4,7 +4,18 @@ import math
 
 import numpy as np
 
-STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+STUDENT = (
+    12.71,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+)  # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
 
 
 def student(freedom: int) -> float:
@@ -13,7 +24,10 @@ def student(freedom: int) -> float:
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a binomial share (Wilson), sound near 0 and 1."""
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    middle, half = (
+        share + z * z / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+    )
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
@@ -25,11 +39,17 @@ def interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, f
     cases. So it is never narrower than Student's t over the means of the seeds, with which it is 95 % or more. One seed: puzzles only.
     Puzzles with the same values are drawn together (multinomial): the same distribution, in a fraction of the time.
     """
-    (seeds, puzzles), mean, g = values.shape, float(values.mean()), np.random.default_rng(0)  # the same runs, the same interval
+    (seeds, puzzles), mean, g = (
+        values.shape,
+        float(values.mean()),
+        np.random.default_rng(0),
+    )  # the same runs, the same interval
     if values.size < 2:
         return mean, math.nan, math.nan
     patterns, counts = np.unique(values, axis=1, return_counts=True)  # (seeds, K), (K,)
-    means = g.multinomial(puzzles, counts / puzzles, resamples) / puzzles @ patterns.T  # (resamples, seeds)
+    means = (
+        g.multinomial(puzzles, counts / puzzles, resamples) / puzzles @ patterns.T
+    )  # (resamples, seeds)
     drawn = np.take_along_axis(means, g.integers(seeds, size=means.shape), 1).mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     half = student(seeds - 1) * values.mean(1).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0

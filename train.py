@@ -859,7 +859,9 @@ def banner(run: Run, dataset: data.Dataset) -> None:
     print(f"model  {name} {count:,} parameters, {depth} blocks deep{changed(m, 'model')}")
     for table in cfg.task.tables():
         print(f"{table:6} {changed(getattr(cfg, table), table).removeprefix(' | ')}")
-    card = {key: value for key, value in dataset.card.items() if isinstance(value, (str, int, float))}
+    card = {
+        key: value for key, value in dataset.card.items() if isinstance(value, (str, int, float))
+    }
     words = [f"{key} {value}" for key, value in card.items() if len(str(value)) < 90]
     print("data   " + ", ".join(words), flush=True)
 

@@ -11,10 +11,18 @@ from matplotlib.figure import Figure
 from plots import GREY, height, legend, look, plain
 from tasks.arc_rules import lines_of
 
-ARC_COLOURS = "#000000 #0074D9 #FF4136 #2ECC40 #FFDC00 #AAAAAA #F012BE #FF851B #7FDBFF #870C25".split()
-TOKENS = ListedColormap(["#ffffff", "#dddddd", *ARC_COLOURS])  # padding, end of the grid, colours 0..9
-HEALTH = {"encoder_variance": "variance over rows / mean square", "encoder_diversity": "variance over positions / mean square",
-          "encoder_gradient_share": "encoder's part of the gradient norm", "encoder_carry_change": "change of the carried state per step"}
+ARC_COLOURS = (
+    "#000000 #0074D9 #FF4136 #2ECC40 #FFDC00 #AAAAAA #F012BE #FF851B #7FDBFF #870C25".split()
+)
+TOKENS = ListedColormap(
+    ["#ffffff", "#dddddd", *ARC_COLOURS]
+)  # padding, end of the grid, colours 0..9
+HEALTH = {
+    "encoder_variance": "variance over rows / mean square",
+    "encoder_diversity": "variance over positions / mean square",
+    "encoder_gradient_share": "encoder's part of the gradient norm",
+    "encoder_carry_change": "change of the carried state per step",
+}
 
 
 def smooth(lines: list[dict], key: str, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +33,9 @@ def smooth(lines: list[dict], key: str, bins: int = 60) -> tuple[np.ndarray, np.
     steps, values, weight = np.array(kept, dtype=float).T
     at = np.minimum((steps / steps.max() * bins).astype(int), bins - 1)
     some = np.unique(at)
-    return np.array([steps[at == b].mean() for b in some]), np.array([np.average(values[at == b], weights=weight[at == b]) for b in some])
+    return np.array([steps[at == b].mean() for b in some]), np.array(
+        [np.average(values[at == b], weights=weight[at == b]) for b in some]
+    )
 
 
 def by_entry(runs: list) -> dict[str, list]:
@@ -59,22 +69,34 @@ def plot_curves(entries: dict[str, list], lines: dict[Path, list]) -> Figure:
         text = f"{name} ({len(members)} seed{'s' * (len(members) > 1)})"
         for ax, key in ((left, "exact"), (right, "cells")):
             curve(ax, [lines[r.folder] for r in members], key, k, text, 100)
-        copies |= {round(100 * r.summary["arc"]["train"]["copy_cells"], 1) for r in members if "arc" in r.summary}
+        copies |= {
+            round(100 * r.summary["arc"]["train"]["copy_cells"], 1)
+            for r in members
+            if "arc" in r.summary
+        }
     left.axhline(90, color=GREY, ls=":", lw=1.2, label="90 %")
     for copy in sorted(copies):
-        right.axhline(copy, color=GREY, ls="--", lw=1.2, label=f"copying the question: {copy:.0f} %")
+        right.axhline(
+            copy, color=GREY, ls="--", lw=1.2, label=f"copying the question: {copy:.0f} %"
+        )
     for ax, what in ((left, "exact, in training (%)"), (right, "cells, in training (%)")):
         ax.set(xlabel="training step", ylabel=what, ylim=(-3, 103))
         ax.set_xlim(left=0)
         plain(ax)
     legend(right, len(entries) + 1, loc="lower right")
-    fig.supxlabel("rows that halt, means over a sixtieth of training; thin: seeds", fontsize=8, color=GREY)
+    fig.supxlabel(
+        "rows that halt, means over a sixtieth of training; thin: seeds", fontsize=8, color=GREY
+    )
     return fig
 
 
 def plot_health(entries: dict[str, list], lines: dict[Path, list]) -> Figure | None:
     """What the encoders are like while they learn; None without encoders."""
-    entries = {name: members for name, members in entries.items() if members[0].config.get("encoder.kind", "none") != "none"}
+    entries = {
+        name: members
+        for name, members in entries.items()
+        if members[0].config.get("encoder.kind", "none") != "none"
+    }
     if not entries:
         return None
     fig = Figure(figsize=(13.5, 7.6), layout="constrained", dpi=130)
@@ -87,7 +109,15 @@ def plot_health(entries: dict[str, list], lines: dict[Path, list]) -> Figure | N
     for ax in axes[2:]:
         ax.set_xlabel("training step")
     handles = {text: h for ax in axes for h, text in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9, title="entry (seeds)", title_fontsize=9)
+    fig.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+        title="entry (seeds)",
+        title_fontsize=9,
+    )
     return fig
 
 
@@ -95,21 +125,36 @@ def plot_demos(entries: dict[str, list]) -> Figure | None:
     """Exact on held-out tasks by the number of demonstrations shown, a row per entry; None where no probes.json is found."""
     rows = {}
     for name, members in entries.items():
-        found = [json.loads(path.read_text())["demos"] for r in members if (path := r.folder / "probes.json").exists()]
+        found = [
+            json.loads(path.read_text())["demos"]
+            for r in members
+            if (path := r.folder / "probes.json").exists()
+        ]
         found = [f["test"] for f in found if f]
         if found:
-            rows[f"{name} ({len(found)} seed{'s' * (len(found) > 1)})"] = {k: np.mean([f[k]["exact"] for f in found if k in f]) for k in found[0]}
+            rows[f"{name} ({len(found)} seed{'s' * (len(found) > 1)})"] = {
+                k: np.mean([f[k]["exact"] for f in found if k in f]) for k in found[0]
+            }
     if not rows:
         return None
     shown = sorted({int(k) for row in rows.values() for k in row})
     grid = np.array([[100 * row.get(str(k), math.nan) for k in shown] for row in rows.values()])
-    fig = Figure(figsize=(3.2 + 0.9 * len(shown), 1.6 + 0.45 * len(rows)), layout="constrained", dpi=130)
+    fig = Figure(
+        figsize=(3.2 + 0.9 * len(shown), 1.6 + 0.45 * len(rows)), layout="constrained", dpi=130
+    )
     ax = fig.subplots()
     ax.imshow(grid, vmin=0, vmax=100, cmap="Blues", aspect="auto")
     for i, row in enumerate(grid):
         for j, value in enumerate(row):
             if np.isfinite(value):
-                ax.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value > 60 else "black")
+                ax.text(
+                    j,
+                    i,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    color="white" if value > 60 else "black",
+                )
     ax.set_xticks(range(len(shown)), shown)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlabel="demonstrations shown", title="exact on held-out tasks (%)")
@@ -122,7 +167,9 @@ def plot_grids(folder: Path, side: str = "test", count: int = 6) -> Figure | Non
     if not path.exists():
         return None
     with np.load(path) as file:
-        inputs, labels, answers = (file[f"{side}_{name}"] for name in ("inputs", "labels", "answers"))
+        inputs, labels, answers = (
+            file[f"{side}_{name}"] for name in ("inputs", "labels", "answers")
+        )
     wrong = ((answers != labels) & (labels >= 0)).any(1)
     good = np.flatnonzero(~wrong)[: count - min(count // 2, wrong.sum())]
     rows = np.concatenate([good, np.flatnonzero(wrong)[: count - len(good)]])
@@ -144,9 +191,14 @@ def plot_grids(folder: Path, side: str = "test", count: int = 6) -> Figure | Non
         off = np.flatnonzero(there & (answers[row] != labels[row]))
         axes[2, column].plot(off % n, off // n, "x", color="white", mec="white", ms=5, mew=2.4)
         axes[2, column].plot(off % n, off // n, "x", color="black", ms=4, mew=1)
-        axes[2, column].set_xlabel("exact" if not len(off) else f"{len(off)} cell{'s' * (len(off) > 1)} wrong", fontsize=10)
+        axes[2, column].set_xlabel(
+            "exact" if not len(off) else f"{len(off)} cell{'s' * (len(off) > 1)} wrong", fontsize=10
+        )
     solved, total = int((~wrong).sum()), len(wrong)
-    fig.suptitle(f"{'held-out' if side == 'test' else 'training'} tasks, {solved} of {total} exact; white: outside the grid, light grey: its end", fontsize=10)
+    fig.suptitle(
+        f"{'held-out' if side == 'test' else 'training'} tasks, {solved} of {total} exact; white: outside the grid, light grey: its end",
+        fontsize=10,
+    )
     return fig
 
 
@@ -154,9 +206,15 @@ def write(out: Path, runs: list) -> list[str]:
     """Every plot as PNG into `out`; the file names."""
     entries = by_entry(runs)
     lines = {r.folder: lines_of(r.folder) for members in entries.values() for r in members}
-    figures = {"arc_curves": plot_curves(entries, lines), "arc_health": plot_health(entries, lines), "arc_demos": plot_demos(entries)}
+    figures = {
+        "arc_curves": plot_curves(entries, lines),
+        "arc_health": plot_health(entries, lines),
+        "arc_demos": plot_demos(entries),
+    }
     for name, members in entries.items():
-        figures[f"arc_grids_{name}"] = plot_grids(members[0].folder, "train" if members[0].config.get("arc.mode") == "embed" else "test")
+        figures[f"arc_grids_{name}"] = plot_grids(
+            members[0].folder, "train" if members[0].config.get("arc.mode") == "embed" else "test"
+        )
     made = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in made.items():
         figure.savefig(out / f"{name}.png")

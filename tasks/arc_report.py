@@ -24,12 +24,22 @@ def report(net: TRM, ds: ArcData, cfg, world) -> tuple[dict, dict[str, np.ndarra
         answers, confidence, trace = solve(net, cfg, rows, world)
         plain = plan.augmentation == 0
         first = {k: v[plain] for k, v in rows.items()}
-        result = score(answers[plain], first["labels"]) | {"copy_cells": score(first["inputs"], first["labels"])["cells"]}
+        result = score(answers[plain], first["labels"]) | {
+            "copy_cells": score(first["inputs"], first["labels"])["cells"]
+        }
         if wrong := ablation(net, cfg, first, world):
             result["context"] = {"true": result["exact"]} | wrong
         result |= context_figures(trace, plan)
         found[side] = result | episodes.vote(ds, cfg.arc, plan, answers, confidence)
-        kept |= {f"{side}_{k}": v for k, v in {"inputs": first["inputs"], "labels": first["labels"], "answers": answers[plain], "task": first["task"]}.items()}
+        kept |= {
+            f"{side}_{k}": v
+            for k, v in {
+                "inputs": first["inputs"],
+                "labels": first["labels"],
+                "answers": answers[plain],
+                "task": first["task"],
+            }.items()
+        }
     return found, kept
 
 
@@ -44,7 +54,13 @@ def score(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     right = (answers == labels) & there
     exact = float((right | ~there).all(1).mean())
     low, high = wilson(exact, len(labels))
-    return {"exact": exact, "exact_low": low, "exact_high": high, "cells": float((right.sum(1) / there.sum(1)).mean()), "n": len(labels)}
+    return {
+        "exact": exact,
+        "exact_low": low,
+        "exact_high": high,
+        "cells": float((right.sum(1) / there.sum(1)).mean()),
+        "n": len(labels),
+    }
 
 
 def ablation(net: TRM, cfg, rows: dict[str, np.ndarray], world) -> dict[str, float]:
@@ -52,10 +68,14 @@ def ablation(net: TRM, cfg, rows: dict[str, np.ndarray], world) -> dict[str, flo
     if not isinstance(net, Conditioned) and not (cfg.arc.mode == "embed" and cfg.model.prefix):
         return {}
     result = {}
-    mixed = np.random.default_rng(0).permutation(len(rows["task"]))  # as they come, the queries of a batch are of one task, or of few
+    mixed = np.random.default_rng(0).permutation(
+        len(rows["task"])
+    )  # as they come, the queries of a batch are of one task, or of few
     rows = {k: v[mixed] for k, v in rows.items()}
     if (other := another_task(rows["task"])) is not None:
-        swapped = rows | {k: rows[k][other] for k in ("demos", "mask", "task", "puzzle") if k in rows}
+        swapped = rows | {
+            k: rows[k][other] for k in ("demos", "mask", "task", "puzzle") if k in rows
+        }
         result["shuffled"] = score(solve(net, cfg, swapped, world)[0], rows["labels"])["exact"]
     for wrong in ("mean", "zero") if isinstance(net, Conditioned) else ("zero",):
         result[wrong] = score(solve(net, cfg, rows, world, wrong)[0], rows["labels"])["exact"]
@@ -67,11 +87,20 @@ def another_task(task: np.ndarray) -> np.ndarray | None:
     if len(np.unique(task)) < 2:
         return None
     at = np.arange(len(task))
-    return np.array([next((i + step) % len(task) for step in at[1:] if task[(i + step) % len(task)] != task[i]) for i in at])
+    return np.array(
+        [
+            next(
+                (i + step) % len(task) for step in at[1:] if task[(i + step) % len(task)] != task[i]
+            )
+            for i in at
+        ]
+    )
 
 
 @torch.no_grad()
-def solve(net: TRM, cfg, rows: dict[str, np.ndarray], world, wrong: str = "") -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def solve(
+    net: TRM, cfg, rows: dict[str, np.ndarray], world, wrong: str = ""
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """(answers (N, S), confidence (N,) = sigmoid(q_halt), {"context": (N, P * D), "change": (N, n_sup - 1)}) after all supervision steps.
 
     Rows are dealt out over the processes. "context" is the last one, of an encoder; "change" how far a recurrent one moved in each step
@@ -79,19 +108,23 @@ def solve(net: TRM, cfg, rows: dict[str, np.ndarray], world, wrong: str = "") ->
     """
     was_training, n_sup, N = net.training, cfg.eval_steps, len(rows["task"])
     net.eval()
-    mine = np.arange(N)[world.rank::world.size]
+    mine = np.arange(N)[world.rank :: world.size]
     size = max(1, min(cfg.train.batch_size // cfg.train.accumulate // world.size, len(mine)))
     kind = torch.float32 if world.device.type == "mps" else torch.float64
     own: dict[str, list] = {"answers": [], "confidence": [], "context": [], "change": []}
     for first in range(0, len(mine), size):
-        at = mine[np.minimum(np.arange(first, first + size), len(mine) - 1)]  # one batch size; the last row may be there more than once
+        at = mine[
+            np.minimum(np.arange(first, first + size), len(mine) - 1)
+        ]  # one batch size; the last row may be there more than once
         real = min(size, len(mine) - first)
         batch = {k: data.tensor(v[at]).to(world.device) for k, v in rows.items()}
         g = torch.Generator(world.device).manual_seed(first)
         carry = net.refill(net.start(batch), batch, net.first_states(size, net.shape.seq_len, g))
         keys = {"average": True} if wrong == "mean" else {}
         if wrong == "zero":
-            keys["context"] = torch.zeros(size, cfg.model.prefix, cfg.model.dim, device=world.device)
+            keys["context"] = torch.zeros(
+                size, cfg.model.prefix, cfg.model.dim, device=world.device
+            )
         changes = []
         for _ in range(n_sup):
             before = carry.more.get("state")
@@ -139,7 +172,12 @@ def context_figures(trace: dict[str, np.ndarray], plan: Episodes) -> dict[str, f
     if "change" in trace:
         moving = trace["change"] >= SETTLED  # (N, n_sup - 1): steps 2, 3, ...
         steps = moving.shape[1] + 1
-        last = np.where(moving.any(1), steps - moving[:, ::-1].argmax(1), 0)  # the last step that moved
-        found |= {"carry_change": trace["change"].mean(0).tolist(), "convergence_steps": float((np.maximum(last, 1) + 1).mean()),
-                  "never_converged": float((last == steps).mean())}
+        last = np.where(
+            moving.any(1), steps - moving[:, ::-1].argmax(1), 0
+        )  # the last step that moved
+        found |= {
+            "carry_change": trace["change"].mean(0).tolist(),
+            "convergence_steps": float((np.maximum(last, 1) + 1).mean()),
+            "never_converged": float((last == steps).mean()),
+        }
     return found

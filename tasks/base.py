@@ -187,7 +187,9 @@ class Task:
         held_out = self.keys(test)
         pool, train_card = self.source(data, "train", data.train_rows, held_out)
         train, val, card = self.cut(data, pool, held_out)
-        card = self.card(data) | card | _prefixed("train", train_card) | _prefixed("test", test_card)
+        card = (
+            self.card(data) | card | _prefixed("train", train_card) | _prefixed("test", test_card)
+        )
         return self.finish(data, train, val, test, card)
 
     def card(self, data) -> dict:
@@ -329,7 +331,9 @@ class Task:
         """FLOP of one training step; 0: unknown."""
         from model import net_flop, step_calls
 
-        return step_calls(cfg.model) * net_flop(cfg.model, net.shape, cfg.train.batch_size, net.planes)
+        return step_calls(cfg.model) * net_flop(
+            cfg.model, net.shape, cfg.train.batch_size, net.planes
+        )
 
     # ------------------------------------------------------------ scoring
 
@@ -454,7 +458,9 @@ class Task:
         if size and size != getattr(data, "size", size):
             raise UserError(f"--size {size}: expected {data.size}, the only size of this task")
         if not data.test_path or not Path(data.test_path).exists():
-            raise UserError(f"no puzzle given, and data.test_path = {data.test_path!r} is not there")
+            raise UserError(
+                f"no puzzle given, and data.test_path = {data.test_path!r} is not there"
+            )
         return self.row_of_file(data, seed)
 
     def row_of_file(self, data, seed: int) -> tuple[np.ndarray, str]:

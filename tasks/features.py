@@ -1,7 +1,7 @@
 """Classification without a grid: feature vectors from a known rule or a file, and modular addition. numpy only.
 
-    features    (N, F) numbers -> one of C classes; founding document 004's task, with a rule whose best possible accuracy is known
-    modular     a + b modulo p, the task on which grokking was found (arXiv 2201.02177) and Grokfast was shown (2405.20233)
+features    (N, F) numbers -> one of C classes; founding document 004's task, with a rule whose best possible accuracy is known
+modular     a + b modulo p, the task on which grokking was found (arXiv 2201.02177) and Grokfast was shown (2405.20233)
 """
 
 import csv
@@ -25,16 +25,22 @@ def centres(features: int, classes: int, g: np.random.Generator) -> np.ndarray:
     return points @ basis.T * np.sqrt(features / LATENT)
 
 
-def generate_features(count: int, leaves: np.ndarray, noise: float, g: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def generate_features(
+    count: int, leaves: np.ndarray, noise: float, g: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """(N, F) float32 and (N, 1) int64: a random class, a random leaf of its tree, Gaussian noise on every feature."""
     label, leaf = g.integers(leaves.shape[0], size=count), g.integers(leaves.shape[1], size=count)
-    return (leaves[label, leaf] + noise * g.normal(size=(count, leaves.shape[2]))).astype(np.float32), label[:, None]
+    return (leaves[label, leaf] + noise * g.normal(size=(count, leaves.shape[2]))).astype(
+        np.float32
+    ), label[:, None]
 
 
 def bayes(inputs: np.ndarray, leaves: np.ndarray, noise: float) -> np.ndarray:
     """(N, 1) the most probable class given the rule itself: no classifier is better on average, so this is the ceiling."""
     C, K, F = leaves.shape
-    near = inputs @ leaves.reshape(-1, F).T - (leaves**2).sum(-1).reshape(-1) / 2  # |x|^2 / 2 cancels
+    near = (
+        inputs @ leaves.reshape(-1, F).T - (leaves**2).sum(-1).reshape(-1) / 2
+    )  # |x|^2 / 2 cancels
     score = near.reshape(-1, C, K) / noise**2
     top = score.max((1, 2), keepdims=True)
     return np.exp(score - top).sum(2).argmax(1)[:, None]
@@ -50,30 +56,49 @@ def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
             with np.load(path, allow_pickle=False) as file:
                 missing = {"features", "labels"} - set(file.files)
                 if missing:
-                    raise UserError(f"{path}: has arrays {sorted(file.files)}, expected features and labels")
+                    raise UserError(
+                        f"{path}: has arrays {sorted(file.files)}, expected features and labels"
+                    )
                 x, y = file["features"], file["labels"]
         else:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 header, *rows = csv.reader(file)
             for at, row in enumerate(rows, 2):
                 if len(row) != len(header):
-                    raise UserError(f"{path}, line {at}: has {len(row)} columns, expected {len(header)}")
+                    raise UserError(
+                        f"{path}, line {at}: has {len(row)} columns, expected {len(header)}"
+                    )
             table = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
             x, y = table[:, :-1], table[:, -1]
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float64)
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as features and labels ({getattr(error, 'strerror', None) or error})") from None
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        UnicodeDecodeError,
+        csv.Error,
+    ) as error:
+        raise UserError(
+            f"{path}: cannot be read as features and labels ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if x.ndim != 2 or y.shape not in ((len(x),), (len(x), 1)) or not x.size:
-        raise UserError(f"{path}: features have shape {x.shape} and labels {y.shape}, expected (N, F) and (N,) with N and F at least 1")
+        raise UserError(
+            f"{path}: features have shape {x.shape} and labels {y.shape}, expected (N, F) and (N,) with N and F at least 1"
+        )
     y = y.reshape(-1, 1)
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
-        raise UserError(f"{path}, row {row + 1}: feature {column + 1} is {x[row, column]}, expected a finite number")
+        raise UserError(
+            f"{path}, row {row + 1}: feature {column + 1} is {x[row, column]}, expected a finite number"
+        )
     bad = np.flatnonzero(~(y >= 0) | (y != np.floor(y)))
     if bad.size:
-        raise UserError(f"{path}, row {bad[0] + 1}: label {y[bad[0], 0]:g}, expected a whole number from 0 on")
+        raise UserError(
+            f"{path}, row {bad[0] + 1}: label {y[bad[0], 0]:g}, expected a whole number from 0 on"
+        )
     return x, y.astype(np.int64)
 
 

@@ -203,4 +203,6 @@ def lights_out(count: int, most: int, g: np.random.Generator, avoid: np.ndarray 
         if len(first) >= count:
             return Split(inputs[first[:count]], labels[first[:count]])
         inputs, labels = inputs[first], labels[first]
-    raise UserError(f"data.presses = {most}: there are no {count} different questions, ask for fewer")
+    raise UserError(
+        f"data.presses = {most}: there are no {count} different questions, ask for fewer"
+    )

@@ -89,7 +89,10 @@ class MazeConfig(RowsConfig):
         if not 0 <= self.wall_min <= self.wall_max < 1:
             yield "wall_min", f"0 <= wall_min <= wall_max = {self.wall_max} < 1"
         if self.redraw and (self.fresh or not self.augment):
-            yield "redraw", "0 with data.fresh = true or data.augment = false: it copies fixed mazes"
+            yield (
+                "redraw",
+                "0 with data.fresh = true or data.augment = false: it copies fixed mazes",
+            )
         if not 0 <= self.flip < 0.5:
             yield "flip", "a share below 0.5"
         if self.fresh and self.train_path:
@@ -126,7 +129,9 @@ class Maze(Task):
         data = cfg.data
         if not data.fresh:
             return super().load(cfg)
-        test, test_card = self.source(data, "test", data.test_rows or (0 if data.test_path else 512))
+        test, test_card = self.source(
+            data, "test", data.test_rows or (0 if data.test_path else 512)
+        )
         held_out = self.keys(test)
         val, val_card = self.source(data, "val", data.val_rows or 512, held_out)
         card = self.card(data) | {

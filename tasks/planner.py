@@ -25,7 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.plants import Plant, clip, cost, encode, generate, inputs, plan_cost, rollout, source_process_supervision, terminal_error
+from tasks.plants import (
+    Plant,
+    clip,
+    cost,
+    encode,
+    generate,
+    inputs,
+    plan_cost,
+    rollout,
+    source_process_supervision,
+    terminal_error,
+)
 from tasks.control_report import LEAST, closed_loop, figures, finite, report
 from layers import ACTIVATIONS, Linear, rope_1d, trunc_normal
 from model import Carry, ModelConfig, Net, Shape, Trainable, make_states
@@ -34,13 +45,24 @@ from model import Carry, ModelConfig, Net, Shape, Trainable, make_states
 @dataclass(frozen=True)
 class PlanConfig:
     """How a net plans: the table [plan] of an entry whose task is control."""
+
     hold: int = 1  # time steps that one token plans: L = N / hold tokens
-    residual: bool = False  # each cycle changes the plan of the cycle before rather than making a new one
-    feedback: Literal["none", "plan", "error", "both"] = "none"  # what a cycle sees of the plan so far: its controls, the errors along its rollout
-    supervise: Literal["final", "all"] = "final"  # imitate with the last plan only, or the mean over the plans of all cycles
-    process: Literal["none", "cost", "hinge", "source"] = "none"  # learn from the cost of all plans too; "source" is the form that can be gamed
+    residual: bool = (
+        False  # each cycle changes the plan of the cycle before rather than making a new one
+    )
+    feedback: Literal["none", "plan", "error", "both"] = (
+        "none"  # what a cycle sees of the plan so far: its controls, the errors along its rollout
+    )
+    supervise: Literal["final", "all"] = (
+        "final"  # imitate with the last plan only, or the mean over the plans of all cycles
+    )
+    process: Literal["none", "cost", "hinge", "source"] = (
+        "none"  # learn from the cost of all plans too; "source" is the form that can be gamed
+    )
     process_weight: float = 0.1  # weight of that
-    one_token: bool = False  # the source project's net: the whole plan is one token, so attention is a linear map
+    one_token: bool = (
+        False  # the source project's net: the whole plan is one token, so attention is a linear map
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.hold < 1:
@@ -58,37 +80,87 @@ def impossible(cfg: ModelConfig, plan: PlanConfig, plant: Plant) -> Iterator[tup
     if plant.N % plan.hold:
         yield "plan", "hold", f"a divisor of the {plant.N} steps of {plant.name}"
     if cfg.n_sup != 1:
-        yield "model", "n_sup", "1 for data.task = 'control', which solves a row in one supervision step of T cycles"
+        yield (
+            "model",
+            "n_sup",
+            "1 for data.task = 'control', which solves a row in one supervision step of T cycles",
+        )
     if cfg.mixer not in ("attention", "mlp") or (plan.one_token and cfg.mixer != "attention"):
-        yield "model", "mixer", "'attention'" + ("" if plan.one_token else " or 'mlp'") + " for data.task = 'control', which has no grid"
+        yield (
+            "model",
+            "mixer",
+            "'attention'"
+            + ("" if plan.one_token else " or 'mlp'")
+            + " for data.task = 'control', which has no grid",
+        )
     if cfg.positions not in ("rope", "none") or (plan.one_token and cfg.positions != "none"):
-        yield "model", "positions", "'none'" + ("" if plan.one_token else " or 'rope'") + " for data.task = 'control'"
+        yield (
+            "model",
+            "positions",
+            "'none'" + ("" if plan.one_token else " or 'rope'") + " for data.task = 'control'",
+        )
     if cfg.prefix:
         yield "model", "prefix", "0 for data.task = 'control'"
     if cfg.init == "random" and plan.one_token:
         yield "model", "init", "'fixed' or 'learned' with plan.one_token = true"
     if plan.feedback in ("plan", "both") and not plan.residual and cfg.T == 1:
-        yield "plan", "feedback", "'none' or 'error' with T = 1 and no residual: there is no earlier plan to see"
-    for key in ("continue_loss", "ponder_weight", "complexity_weight", "halting", "explore", "q_from", "q_weight", "loss"):
+        yield (
+            "plan",
+            "feedback",
+            "'none' or 'error' with T = 1 and no residual: there is no earlier plan to see",
+        )
+    for key in (
+        "continue_loss",
+        "ponder_weight",
+        "complexity_weight",
+        "halting",
+        "explore",
+        "q_from",
+        "q_weight",
+        "loss",
+    ):
         if getattr(cfg, key) != getattr(ModelConfig(), key):
-            yield "model", key, "its default for data.task = 'control', where nothing halts and no cell is classified"
+            yield (
+                "model",
+                key,
+                "its default for data.task = 'control', where nothing halts and no cell is classified",
+            )
     if plan.process in ("hinge", "source") and not plan.residual and cfg.T == 1:
-        yield "plan", "process", "'none' or 'cost' with T = 1 and no residual: there are no two plans to compare"
+        yield (
+            "plan",
+            "process",
+            "'none' or 'cost' with T = 1 and no residual: there are no two plans to compare",
+        )
     if plan.one_token:
         if cfg.two_nets:
             yield "model", "two_nets", "false with plan.one_token = true"
         if cfg.multiple != 1:
             yield "model", "multiple", "1 with plan.one_token = true, whose widths are not rounded"
         if plan.feedback not in ("plan", "both"):
-            yield "plan", "feedback", "'plan' or 'both' with plan.one_token = true, which always sees its plan"
+            yield (
+                "plan",
+                "feedback",
+                "'plan' or 'both' with plan.one_token = true, which always sees its plan",
+            )
         if plant.zscore:
-            yield "data", "plant", f"one whose numbers need no scaling with plan.one_token = true, not {plant.name!r}"
+            yield (
+                "data",
+                "plant",
+                f"one whose numbers need no scaling with plan.one_token = true, not {plant.name!r}",
+            )
 
 
 class Planner(Trainable):
     """start and target -> plans u^0 .. u^T. `scale`: means and standard deviations of inputs and controls, for plants that need it."""
 
-    def __init__(self, cfg: ModelConfig, plan: PlanConfig, plant: Plant, scale: tuple = (), compute: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        plan: PlanConfig,
+        plant: Plant,
+        scale: tuple = (),
+        compute: torch.dtype = torch.float32,
+    ):
         super().__init__()
         self.cfg, self.plan, self.plant, self.compute = cfg, plan, plant, compute
         nothing = np.zeros((1, plant.n))
@@ -102,7 +174,9 @@ class Planner(Trainable):
     def build(self, size: int) -> None:
         """The parameters."""
         cfg, D, out = self.cfg, self.cfg.dim, self.plan.hold * self.plant.m
-        self.encode = nn.Linear(size, self.shape.seq_len * D)  # every token has its own view of the start; the bias is its place
+        self.encode = nn.Linear(
+            size, self.shape.seq_len * D
+        )  # every token has its own view of the start; the bias is its place
         nn.init.normal_(self.encode.weight, std=(size + 1) ** -0.5)
         nn.init.normal_(self.encode.bias, std=(size + 1) ** -0.5)
         self.net = Net(cfg, self.shape)
@@ -110,12 +184,16 @@ class Planner(Trainable):
         self.head = Linear(D, out)
         self.first = Linear(D, out) if self.plan.residual else None
         self.see_plan = Linear(out, D) if self.plan.feedback in ("plan", "both") else None
-        self.see_error = Linear(2 * len(self.plant.Q), D) if self.plan.feedback in ("error", "both") else None
+        self.see_error = (
+            Linear(2 * len(self.plant.Q), D) if self.plan.feedback in ("error", "both") else None
+        )
         make_states(self, cfg.init, lambda: trunc_normal(D, std=1.0))
 
     # ------------------------------------------------------------ the recursion
 
-    def plans(self, batch: dict[str, Tensor], states: tuple[Tensor, Tensor], cycles: int = 0) -> list[Tensor]:
+    def plans(
+        self, batch: dict[str, Tensor], states: tuple[Tensor, Tensor], cycles: int = 0
+    ) -> list[Tensor]:
         """u^0 .. u^T, each (B, N, m) fp32 within the bound; u^0 is left out where nothing depends on it. `cycles`: other than T."""
         T, angles = cycles or self.cfg.T, self.angles()
         x = self.question(batch)
@@ -126,7 +204,9 @@ class Planner(Trainable):
         plans = [u] if self.plan.residual else []
         for k in range(T):
             carries = k >= T - self.cfg.grad_cycles
-            if carries and k and k == T - self.cfg.grad_cycles and first_y.requires_grad:  # learned y0, z0: see model.TRM.forward
+            if (
+                carries and k and k == T - self.cfg.grad_cycles and first_y.requires_grad
+            ):  # learned y0, z0: see model.TRM.forward
                 y, z = y + (first_y - first_y.detach()), z + (first_z - first_z.detach())
             with torch.set_grad_enabled(carries and torch.is_grad_enabled()):
                 c = x + self.look(u, batch)
@@ -169,7 +249,9 @@ class Planner(Trainable):
         """What a cycle sees of the last plan, (B, L, D) or 0. No gradient runs through the rollout."""
         seen = 0.0
         if self.see_plan is not None:
-            seen = self.see_plan((u / self.plant.bound).reshape(len(u), self.shape.seq_len, -1).to(self.compute))
+            seen = self.see_plan(
+                (u / self.plant.bound).reshape(len(u), self.shape.seq_len, -1).to(self.compute)
+            )
         if self.see_error is not None:
             seen = seen + self.see_error(self.errors(u.detach(), batch))
         return seen
@@ -186,11 +268,15 @@ class Planner(Trainable):
     def angles(self) -> Tensor | None:
         if self.cfg.mixer != "attention" or self.cfg.positions != "rope":
             return None
-        return rope_1d(self.shape.seq_len, self.cfg.dim // self.cfg.heads, device=self.input_mean.device)
+        return rope_1d(
+            self.shape.seq_len, self.cfg.dim // self.cfg.heads, device=self.input_mean.device
+        )
 
     # ------------------------------------------------------------ what train.py asks of a net
 
-    def first_states(self, B: int, L: int = 0, g: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def first_states(
+        self, B: int, L: int = 0, g: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """y and z before the first cycle; init = "random" draws them from g."""
         if self.cfg.init != "random":
             return self.y0, self.z0
@@ -202,22 +288,44 @@ class Planner(Trainable):
         """Every refill takes the whole new batch."""
         return self.refill(None, batch)
 
-    def refill(self, carry: Carry | None, batch: dict[str, Tensor], states: tuple[Tensor, Tensor] | None = None) -> Carry:
+    def refill(
+        self,
+        carry: Carry | None,
+        batch: dict[str, Tensor],
+        states: tuple[Tensor, Tensor] | None = None,
+    ) -> Carry:
         B, device = len(batch["inputs"]), batch["inputs"].device
         y, z = (s if s.dim() == 3 else s.expand(B, 1, -1) for s in states or self.first_states(B))
-        return Carry(y, z, torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.bool, device=device), batch)
+        return Carry(
+            y,
+            z,
+            torch.zeros(B, dtype=torch.long, device=device),
+            torch.zeros(B, dtype=torch.bool, device=device),
+            batch,
+        )
 
     def step(self, carry: Carry, min_steps: Tensor | None = None) -> tuple[Carry, list[Tensor]]:
         """(the carry, halted; the plans)."""
         plans = self.plans(carry.batch, (carry.y, carry.z))
-        return Carry(carry.y.detach(), carry.z.detach(), carry.steps + 1, torch.ones_like(carry.halted), carry.batch), plans
+        return Carry(
+            carry.y.detach(),
+            carry.z.detach(),
+            carry.steps + 1,
+            torch.ones_like(carry.halted),
+            carry.batch,
+        ), plans
 
     def loss(self, plans: list[Tensor], carry: Carry) -> tuple[Tensor, dict[str, Tensor]]:
         return plan_loss(self.plan, self.plant, plans, carry.batch, self.control_std)
 
 
-def plan_loss(plan: PlanConfig, plant: Plant, plans: list[Tensor], batch: dict[str, Tensor],
-              unit: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+def plan_loss(
+    plan: PlanConfig,
+    plant: Plant,
+    plans: list[Tensor],
+    batch: dict[str, Tensor],
+    unit: Tensor | float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over rows of the squared error (mean over a plan, controls in units of `unit`) + process_weight * process loss; metric sums.
 
     process, of the costs J_k of the plans u^k:
@@ -232,8 +340,13 @@ def plan_loss(plan: PlanConfig, plant: Plant, plans: list[Tensor], batch: dict[s
     metrics = {"imitation_loss": loss.detach()}
     if plan.process != "none":
         judge = source_process_supervision(plant) if plan.process == "source" else plant
-        K, many = len(plans), {name: batch[name].repeat(len(plans), 1) for name in ("start", "target")}
-        J = plan_cost(judge, many["start"], torch.cat(plans), many["target"]).view(K, -1)  # (K, B): one rollout for all plans
+        K, many = (
+            len(plans),
+            {name: batch[name].repeat(len(plans), 1) for name in ("start", "target")},
+        )
+        J = plan_cost(judge, many["start"], torch.cat(plans), many["target"]).view(
+            K, -1
+        )  # (K, B): one rollout for all plans
         if plan.process == "cost":
             process = J.log().mean(0)
         elif plan.process == "hinge":
@@ -247,6 +360,7 @@ def plan_loss(plan: PlanConfig, plant: Plant, plans: list[Tensor], batch: dict[s
 
 
 # ---------------------------------------------------------------- the source project's net
+
 
 class SourceBlock(nn.Module):
     """One token's block in the source project: attention with biases (a linear map here: with one token softmax is 1), then its MLP; norms with gain."""
@@ -269,7 +383,9 @@ class SourceBlock(nn.Module):
         return self.down(self.activation(u))
 
     def forward(self, h: Tensor) -> Tensor:
-        for f, norm in zip((lambda h: self.attention(h, h, h, need_weights=False)[0], self.mlp), self.norms):
+        for f, norm in zip(
+            (lambda h: self.attention(h, h, h, need_weights=False)[0], self.mlp), self.norms
+        ):
             h = h + f(norm(h)) if self.pre else norm(h + f(h))
         return h
 
@@ -296,7 +412,9 @@ class SourceNet(nn.Module):
 
 def two_layers(d_in: int, hidden: int, d_out: int, gain: float = 1.0) -> nn.Sequential:
     """Linear, SiLU, LayerNorm, Linear with biases: (d_in + 3) hidden + (hidden + 1) d_out parameters."""
-    net = nn.Sequential(nn.Linear(d_in, hidden), nn.SiLU(), nn.LayerNorm(hidden), nn.Linear(hidden, d_out))
+    net = nn.Sequential(
+        nn.Linear(d_in, hidden), nn.SiLU(), nn.LayerNorm(hidden), nn.Linear(hidden, d_out)
+    )
     for layer in (net[0], net[3]):
         nn.init.xavier_uniform_(layer.weight, gain)
         nn.init.zeros_(layer.bias)
@@ -344,15 +462,26 @@ class SourcePlanner(Planner):
         return seen[:, None]
 
 
-def make_planner(cfg: ModelConfig, plan: PlanConfig, plant: Plant, scale: tuple = (), compute: torch.dtype = torch.float32) -> Planner:
+def make_planner(
+    cfg: ModelConfig,
+    plan: PlanConfig,
+    plant: Plant,
+    scale: tuple = (),
+    compute: torch.dtype = torch.float32,
+) -> Planner:
     return (SourcePlanner if plan.one_token else Planner)(cfg, plan, plant, scale, compute)
 
 
 # ---------------------------------------------------------------- figures
 
+
 def as_batch(plant: Plant, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a net gets, float32, of rows (see plants.ROWS)."""
-    batch = {"inputs": inputs(plant, rows["initial_states"], rows["target_states"]), "start": rows["initial_states"], "target": rows["target_states"]}
+    batch = {
+        "inputs": inputs(plant, rows["initial_states"], rows["target_states"]),
+        "start": rows["initial_states"],
+        "target": rows["target_states"],
+    }
     return {name: values.astype(np.float32) for name, values in batch.items()}
 
 
@@ -360,7 +489,10 @@ def as_batch(plant: Plant, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 def all_plans(net: Planner, x0: np.ndarray, target: np.ndarray, cycles: int = 0) -> np.ndarray:
     """(K, B, N, m) float64: the plans of all cycles, u^0 first where there is one."""
     device = net.input_mean.device
-    batch = {k: torch.from_numpy(v).to(device) for k, v in as_batch(net.plant, {"initial_states": x0, "target_states": target}).items()}
+    batch = {
+        k: torch.from_numpy(v).to(device)
+        for k, v in as_batch(net.plant, {"initial_states": x0, "target_states": target}).items()
+    }
     g = torch.Generator(device).manual_seed(0)
     carry = net.refill(None, batch, net.first_states(len(x0), g=g))
     return torch.stack(net.plans(batch, (carry.y, carry.z), cycles)).double().cpu().numpy()
@@ -372,7 +504,9 @@ def policy(net: Planner, cycles: int = 0):
 
 
 MOST = 1e6  # J / J* of a row counts as this at most: what diverges is infinitely bad, and JSON knows no infinity
-REPLAN = 10  # steps between plans in the closed loop that chooses checkpoints and decides the ablation
+REPLAN = (
+    10  # steps between plans in the closed loop that chooses checkpoints and decides the ablation
+)
 
 
 def evaluate_plans(net: Planner, rows: dict[str, np.ndarray]) -> dict:
@@ -390,13 +524,27 @@ def evaluate_plans(net: Planner, rows: dict[str, np.ndarray]) -> dict:
     else:
         states, asked = rollout(plant, x0, plans[-1]), plans[-1]
     with np.errstate(all="ignore"):
-        reached = [terminal_error(plant, rollout(plant, x0, u), target) < plant.tolerances[-1] for u in plans]
+        reached = [
+            terminal_error(plant, rollout(plant, x0, u), target) < plant.tolerances[-1]
+            for u in plans
+        ]
         exact = terminal_error(plant, states, target) < plant.tolerances[-1]
-        ratio = np.nan_to_num(cost(plant, states, asked, target) / np.maximum(rows["optimal_costs"], 1e-12), nan=MOST).clip(max=MOST)
+        ratio = np.nan_to_num(
+            cost(plant, states, asked, target) / np.maximum(rows["optimal_costs"], 1e-12), nan=MOST
+        ).clip(max=MOST)
     net.train(was_training)
-    mean = {"primary": math.log10(max(np.median(ratio) - 1, LEAST)), "exact": float(exact.mean()),
-            "mse": float(((plans[-1] - rows["control_sequences"]) ** 2).mean()), "to_optimum": float(np.median(ratio)), "steps": float(net.cfg.T)}
-    return mean | {"n": len(x0), "curve": [float(r.mean()) for r in reached], "verdict": {"exact": exact, "ratio": ratio}}
+    mean = {
+        "primary": math.log10(max(np.median(ratio) - 1, LEAST)),
+        "exact": float(exact.mean()),
+        "mse": float(((plans[-1] - rows["control_sequences"]) ** 2).mean()),
+        "to_optimum": float(np.median(ratio)),
+        "steps": float(net.cfg.T),
+    }
+    return mean | {
+        "n": len(x0),
+        "curve": [float(r.mean()) for r in reached],
+        "verdict": {"exact": exact, "ratio": ratio},
+    }
 
 
 def full_report(net: Planner, rows: dict[str, np.ndarray], seed: int, beyond: int = 5) -> dict:
@@ -411,10 +559,24 @@ def full_report(net: Planner, rows: dict[str, np.ndarray], seed: int, beyond: in
     for k, u in enumerate(plans):
         found = figures(plant, rows, rollout(plant, x0, u), u)
         change = float(np.abs(u - plans[k - 1]).mean()) if k else None
-        cycles.append({"cycle": k + 1 - net.plan.residual, "trained": k < len(plans) - beyond, "mse": float(((u - rows["control_sequences"]) ** 2).mean()),
-                       "to_optimum_median": found["to_optimum_median"], "error_median": found["error_median"], "change": change})
+        cycles.append(
+            {
+                "cycle": k + 1 - net.plan.residual,
+                "trained": k < len(plans) - beyond,
+                "mse": float(((u - rows["control_sequences"]) ** 2).mean()),
+                "to_optimum_median": found["to_optimum_median"],
+                "error_median": found["error_median"],
+                "change": change,
+            }
+        )
     out = report(plant, policy(net), rows) | {"cycles": cycles}
-    out["wide"] = report(plant, policy(net), generate(plant, min(300, len(x0)), "wide", seed), every=(REPLAN,), disturbed=REPLAN)
+    out["wide"] = report(
+        plant,
+        policy(net),
+        generate(plant, min(300, len(x0)), "wide", seed),
+        every=(REPLAN,),
+        disturbed=REPLAN,
+    )
     clock = []
     for _ in range(20):
         began = time.perf_counter()

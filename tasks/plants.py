@@ -72,7 +72,9 @@ def step_pendulum(x, u, dt, scale):
     xp = library(x)
 
     def rate(x):
-        return xp.stack([x[..., 1], 9.81 * xp.sin(x[..., 0]) - 0.1 * x[..., 1] + u[..., 0] / scale], -1)
+        return xp.stack(
+            [x[..., 1], 9.81 * xp.sin(x[..., 0]) - 0.1 * x[..., 1] + u[..., 0] / scale], -1
+        )
 
     return _rk4(rate, x, dt)
 
@@ -87,7 +89,7 @@ def step_rocket(x, u, dt, scale):
     dt = _column(dt)
     a = u / (mass * _column(scale))
     total = a + _like([0.0, 0.0, MARS], x)
-    burnt = xp.exp(-((a**2).sum(-1)[..., None] + 1e-24) ** 0.5 * dt / (ISP * G0))
+    burnt = xp.exp(-(((a**2).sum(-1)[..., None] + 1e-24) ** 0.5) * dt / (ISP * G0))
     return xp.concatenate([r + v * dt + total * dt**2 / 2, v + total * dt, mass * burnt], -1)
 
 
@@ -145,8 +147,12 @@ SOURCE_DOUBLE_INTEGRATOR = replace(  # its cost is not what its expert minimises
 SOURCE_DOUBLE_INTEGRATOR_LQR8 = replace(  # the ablation's labels: up to 8 for a model that ends at 4, and 94 % miss the target by 0.1
     DOUBLE_INTEGRATOR, name="source_double_integrator_lqr8", dt=1 / 3, bound=8.0, Q=(1.0, 1.0), R=0.1, Qf=(100.0, 100.0),
     expert="source_lqr")  # fmt: skip
-SOURCE_VAN_DER_POL = replace(VAN_DER_POL, name="source_van_der_pol", expert="source_lqr")  # with the declared R
-SOURCE_VAN_DER_POL_R05 = replace(SOURCE_VAN_DER_POL, name="source_van_der_pol_r05", R=0.5)  # as its generator really ran
+SOURCE_VAN_DER_POL = replace(
+    VAN_DER_POL, name="source_van_der_pol", expert="source_lqr"
+)  # with the declared R
+SOURCE_VAN_DER_POL_R05 = replace(
+    SOURCE_VAN_DER_POL, name="source_van_der_pol_r05", R=0.5
+)  # as its generator really ran
 SOURCE_SEEDS = {  # rows and seed of the training file, of the test file; equal seeds: the test file is the head of the training file
     "source_double_integrator": (1000, 42, 1000, 123), "source_double_integrator_lqr8": (5000, 42, 1000, 42),
     "source_van_der_pol": (1000, 42, 1000, 123), "source_van_der_pol_r05": (1000, 42, 1000, 123)}  # fmt: skip
@@ -182,7 +188,9 @@ def rollout(plant: Plant, x0, plan, scale=1.0, noise=None, dts=None):
     u, states = clip(plant, plan), [x0]
     u = u if noise is None else u + noise
     for t in range(plan.shape[-2]):
-        states.append(plant.step(states[-1], u[..., t, :], plant.dt if dts is None else dts[..., t], scale))
+        states.append(
+            plant.step(states[-1], u[..., t, :], plant.dt if dts is None else dts[..., t], scale)
+        )
     return library(x0).stack(states, -2)
 
 
@@ -190,7 +198,11 @@ def cost(plant: Plant, states, controls, target):
     """J (B,) of states (B, M + 1, n) and the clipped controls (B, M, m) that led there."""
     e = (encode(plant, states) - encode(plant, target)[..., None, :]) ** 2
     Q, Qf = _like(plant.Q, e), _like(plant.Qf, e)
-    return (e[..., :-1, :] @ Q).sum(-1) + plant.R * (clip(plant, controls) ** 2).sum((-1, -2)) + e[..., -1, :] @ Qf
+    return (
+        (e[..., :-1, :] @ Q).sum(-1)
+        + plant.R * (clip(plant, controls) ** 2).sum((-1, -2))
+        + e[..., -1, :] @ Qf
+    )
 
 
 def plan_cost(plant: Plant, x0, plan, target, scale=1.0):
@@ -220,7 +232,9 @@ def minimum_norm(plant: Plant, x0: np.ndarray, target: np.ndarray, left: int = 0
 
     For linear plants, exact. Not clipped: where the bound would bind, the plant will.
     """
-    A, B = (matrix[0] for matrix in linearise(plant, np.zeros((1, plant.n)), np.zeros((1, plant.m))))
+    A, B = (
+        matrix[0] for matrix in linearise(plant, np.zeros((1, plant.n)), np.zeros((1, plant.m)))
+    )
     C, power = _reach(A, B, left or plant.N)
     return ((target - x0 @ power.T) @ np.linalg.pinv(C).T).reshape(len(x0), -1, plant.m)
 
@@ -234,7 +248,9 @@ def _reach(A: np.ndarray, B: np.ndarray, steps: int) -> tuple[np.ndarray, np.nda
     return np.concatenate(columns, 1), power
 
 
-def minimum_acceleration(plant: Plant, x0: np.ndarray, target: np.ndarray, left: int = 0) -> np.ndarray:
+def minimum_acceleration(
+    plant: Plant, x0: np.ndarray, target: np.ndarray, left: int = 0
+) -> np.ndarray:
     """(B, M, 3) thrusts of the rocket whose accelerations have the least sum of squares and end at the target, at rest, in M steps."""
     M, dt = left or plant.N, plant.dt
     C, power = _reach(np.array([[1, dt], [0, 1]]), np.array([[dt**2 / 2], [dt]]), M)
@@ -247,7 +263,9 @@ def minimum_acceleration(plant: Plant, x0: np.ndarray, target: np.ndarray, left:
     return mass[..., None] * a
 
 
-def lqr_gains(A: np.ndarray, B: np.ndarray, Q: np.ndarray, R: np.ndarray, Qf: np.ndarray, steps: int) -> list[np.ndarray]:
+def lqr_gains(
+    A: np.ndarray, B: np.ndarray, Q: np.ndarray, R: np.ndarray, Qf: np.ndarray, steps: int
+) -> list[np.ndarray]:
     """K_0 .. K_(M-1), each (m, n), of u = -K x: the Riccati recursion backwards from P = Qf."""
     P, gains = Qf, []
     for _ in range(steps):
@@ -256,7 +274,14 @@ def lqr_gains(A: np.ndarray, B: np.ndarray, Q: np.ndarray, R: np.ndarray, Qf: np
     return gains
 
 
-def lqr(plant: Plant, x0: np.ndarray, target: np.ndarray, left: int = 0, matrices: tuple | None = None, affine: bool = True) -> np.ndarray:
+def lqr(
+    plant: Plant,
+    x0: np.ndarray,
+    target: np.ndarray,
+    left: int = 0,
+    matrices: tuple | None = None,
+    affine: bool = True,
+) -> np.ndarray:
     """(B, M, m) controls of a finite-horizon LQR that steers the plant itself, clipped step by step; not for the rocket.
 
     Linearised at the first row's target (or with `matrices` A, B given), for the cost of the plant. The gains act on (x - target, drift): a target
@@ -267,7 +292,10 @@ def lqr(plant: Plant, x0: np.ndarray, target: np.ndarray, left: int = 0, matrice
     E = _encode_jacobian(plant, target[:1])[0]
     Q, Qf = (np.zeros((2 * n, 2 * n)) for _ in range(2))
     Q[:n, :n], Qf[:n, :n] = E.T @ np.diag(plant.Q) @ E, E.T @ np.diag(plant.Qf) @ E
-    A, B = np.block([[A, np.eye(n)], [np.zeros((n, n)), np.eye(n)]]), np.concatenate([B, np.zeros((n, m))])
+    A, B = (
+        np.block([[A, np.eye(n)], [np.zeros((n, n)), np.eye(n)]]),
+        np.concatenate([B, np.zeros((n, m))]),
+    )
     drift = affine * (plant.step(target, np.zeros((len(target), m)), plant.dt, 1.0) - target)
     x, plan = x0, []
     for K in lqr_gains(A, B, Q, plant.R * np.eye(m), Qf, left or plant.N):
@@ -290,7 +318,9 @@ def source_midpoint(plant: Plant, x0: np.ndarray, target: np.ndarray, left: int 
 def source_lqr(plant: Plant, x0: np.ndarray, target: np.ndarray, left: int = 0) -> np.ndarray:
     """`lqr` without the affine term; Van der Pol linearised as x + rate dt, where the exact step is at hand."""
     euler = np.eye(2) + plant.dt * np.array([[0, 1], [-1, 1]]), plant.dt * np.array([[0], [1]])
-    return lqr(plant, x0, target, left, euler if plant.step is step_van_der_pol else None, affine=False)
+    return lqr(
+        plant, x0, target, left, euler if plant.step is step_van_der_pol else None, affine=False
+    )
 
 
 def _encode_jacobian(plant: Plant, x: np.ndarray) -> np.ndarray:
@@ -338,27 +368,47 @@ def _backward(plant: Plant, states, plan, target, damp):
 
     Rows are the last axis here: numpy is ten times faster at many small matrices then.
     """
-    A, B = (np.ascontiguousarray(np.moveaxis(matrix, 0, -1)) for matrix in linearise(plant, states[:, :-1], plan))  # (M, n, n, B), (M, n, m, B)
+    A, B = (
+        np.ascontiguousarray(np.moveaxis(matrix, 0, -1))
+        for matrix in linearise(plant, states[:, :-1], plan)
+    )  # (M, n, n, B), (M, n, m, B)
     E, e = _encode_jacobian(plant, states), encode(plant, states) - encode(plant, target)[:, None]
     weight = np.array([plant.Q] * plan.shape[1] + [plant.Qf])  # (M + 1, F)
-    lx = np.ascontiguousarray(np.moveaxis(2 * np.einsum("btfi,tf,btf->bti", E, weight, e), 0, -1))  # (M + 1, n, B)
-    lxx = np.ascontiguousarray(np.moveaxis(2 * np.einsum("btfi,tf,btfj->btij", E, weight, E), 0, -1))
+    lx = np.ascontiguousarray(
+        np.moveaxis(2 * np.einsum("btfi,tf,btf->bti", E, weight, e), 0, -1)
+    )  # (M + 1, n, B)
+    lxx = np.ascontiguousarray(
+        np.moveaxis(2 * np.einsum("btfi,tf,btfj->btij", E, weight, E), 0, -1)
+    )
     eye = np.eye(plant.m)[..., None]
-    k, K, Vx, Vxx, promise = np.zeros(plan.shape), np.zeros((*plan.shape, plant.n)), lx[-1], lxx[-1], 0.0
+    k, K, Vx, Vxx, promise = (
+        np.zeros(plan.shape),
+        np.zeros((*plan.shape, plant.n)),
+        lx[-1],
+        lxx[-1],
+        0.0,
+    )
     for t in reversed(range(plan.shape[1])):
         u = plan[:, t].T
         VA, VB = np.einsum("ijb,jkb->ikb", Vxx, A[t]), np.einsum("ijb,jkb->ikb", Vxx, B[t])
-        Qx, Qu = lx[t] + np.einsum("jib,jb->ib", A[t], Vx), 2 * plant.R * u + np.einsum("jib,jb->ib", B[t], Vx)
+        Qx, Qu = (
+            lx[t] + np.einsum("jib,jb->ib", A[t], Vx),
+            2 * plant.R * u + np.einsum("jib,jb->ib", B[t], Vx),
+        )
         Qxx, Qux = lxx[t] + np.einsum("jib,jkb->ikb", A[t], VA), np.einsum("jib,jkb->ikb", B[t], VA)
         Quu = 2 * plant.R * eye + np.einsum("jib,jkb->ikb", B[t], VB)
         inverse = _inverse(Quu + damp * 2 * plant.R * eye)
         wish = u - np.einsum("ijb,jb->ib", inverse, Qu)
-        free = (wish**2).sum(0) < plant.bound**2  # at the bound a control does not answer to the state
+        free = (wish**2).sum(
+            0
+        ) < plant.bound**2  # at the bound a control does not answer to the state
         du = clip(plant, wish.T).T - u
         gain = -np.einsum("ijb,jkb->ikb", inverse, Qux) * free
         QuuK = np.einsum("ijb,jkb->ikb", Quu, gain)
         Vx = Qx + np.einsum("jib,jb->ib", gain, Qu) + np.einsum("jib,jb->ib", Qux + QuuK, du)
-        Vxx = Qxx + np.einsum("jib,jkb->ikb", gain, QuuK + Qux) + np.einsum("jib,jkb->ikb", Qux, gain)
+        Vxx = (
+            Qxx + np.einsum("jib,jkb->ikb", gain, QuuK + Qux) + np.einsum("jib,jkb->ikb", Qux, gain)
+        )
         promise = promise - (Qu * du).sum(0) - np.einsum("ib,ijb,jb->b", du, Quu, du) / 2
         k[:, t], K[:, t] = du.T, np.moveaxis(gain, -1, 0)
     return k, K, promise
@@ -366,14 +416,22 @@ def _backward(plant: Plant, states, plan, target, damp):
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     """(m, m, B) -> (m, m, B)"""
-    return 1 / matrix if len(matrix) == 1 else np.moveaxis(np.linalg.inv(np.moveaxis(matrix, -1, 0)), 0, -1)
+    return (
+        1 / matrix
+        if len(matrix) == 1
+        else np.moveaxis(np.linalg.inv(np.moveaxis(matrix, -1, 0)), 0, -1)
+    )
 
 
 def _forward(plant: Plant, states, plan, k, K):
     """The plan changed by k and by K on every deviation from the old states: (states, plan)."""
     x, u = [states[:, 0]], []
     for t in range(plan.shape[1]):
-        u.append(clip(plant, plan[:, t] + k[:, t] + np.einsum("bij,bj->bi", K[:, t], x[-1] - states[:, t])))
+        u.append(
+            clip(
+                plant, plan[:, t] + k[:, t] + np.einsum("bij,bj->bi", K[:, t], x[-1] - states[:, t])
+            )
+        )
         x.append(plant.step(x[-1], u[-1], plant.dt, 1.0))
     return np.stack(x, 1), np.stack(u, 1)
 
@@ -384,13 +442,19 @@ def _values(plant: Plant, cells: int = 321, levels: int = 9):
 
     The grid spans a turn of an angle and one and a half times the starts (or 10 rad/s) otherwise; V is interpolated linearly.
     """
-    far = [np.pi if i in plant.angles else 10.0 if plant.angles else 1.5 * plant.start[1][i] for i in range(2)]
+    far = [
+        np.pi if i in plant.angles else 10.0 if plant.angles else 1.5 * plant.start[1][i]
+        for i in range(2)
+    ]
     axes = [np.linspace(-edge, edge, cells) for edge in far]
     x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 1, 2)
     u = np.linspace(-plant.bound, plant.bound, levels)[:, None]
     look_up = _interpolation(plant, axes, plant.step(x + 0 * u, u + 0 * x[..., :1], plant.dt, 1.0))
     e = (encode(plant, x[:, 0]) - encode(plant, np.array(plant.goal[:1], float))) ** 2
-    now, values = (e @ np.array(plant.Q))[:, None] + plant.R * (u**2).sum(-1), [e @ np.array(plant.Qf)]
+    now, values = (
+        (e @ np.array(plant.Q))[:, None] + plant.R * (u**2).sum(-1),
+        [e @ np.array(plant.Qf)],
+    )
     for _ in range(plant.N):
         values.insert(0, (now + look_up(values[0])).min(1))
     return axes, u, values
@@ -406,7 +470,10 @@ def _interpolation(plant: Plant, axes: list, x: np.ndarray) -> Callable:
         part.append(place - at[-1])
     corner, wide = at[0] * len(axes[1]) + at[1], len(axes[1])
     a, b = part
-    return lambda V: (1 - a) * ((1 - b) * V[corner] + b * V[corner + 1]) + a * ((1 - b) * V[corner + wide] + b * V[corner + wide + 1])
+    return lambda V: (
+        (1 - a) * ((1 - b) * V[corner] + b * V[corner + 1])
+        + a * ((1 - b) * V[corner + wide] + b * V[corner + wide + 1])
+    )
 
 
 def grid_plan(plant: Plant, x0: np.ndarray) -> np.ndarray:
@@ -416,7 +483,9 @@ def grid_plan(plant: Plant, x0: np.ndarray) -> np.ndarray:
     for V in values[1:]:
         now = x[:, None] + 0 * u
         held = u + 0 * now[..., :1]
-        total = plant.R * (u**2).sum(-1) + _interpolation(plant, axes, plant.step(now, held, plant.dt, 1.0))(V)
+        total = plant.R * (u**2).sum(-1) + _interpolation(
+            plant, axes, plant.step(now, held, plant.dt, 1.0)
+        )(V)
         plan.append(u[total.argmin(1)])
         x = plant.step(x, plan[-1], plant.dt, 1.0)
     return np.stack(plan, 1)
@@ -428,22 +497,42 @@ def best_plan(plant: Plant, x0: np.ndarray, target: np.ndarray, left: int = 0) -
     Of 300 pendulums, a grid of half as many cells a side ends more than 0.1 % above this one's in 1.3 %, never below it; of 200, the LQR as start
     in 59 % (above 1e-6), never below.
     """
-    start = grid_plan(plant, x0) if plant.angles else (LINEAR.get(plant.expert) or lqr)(plant, x0, target, left)
+    start = (
+        grid_plan(plant, x0)
+        if plant.angles
+        else (LINEAR.get(plant.expert) or lqr)(plant, x0, target, left)
+    )
     return optimum(plant, x0, target, start)[0]
 
 
-LINEAR = {"minimum_norm": minimum_norm, "minimum_acceleration": minimum_acceleration, "source_midpoint": source_midpoint}
-EXPERTS = {**LINEAR, "lqr": lqr, "source_lqr": source_lqr, "optimum": best_plan}  # each (plant, x0, target, left) -> plans (B, M, m)
+LINEAR = {
+    "minimum_norm": minimum_norm,
+    "minimum_acceleration": minimum_acceleration,
+    "source_midpoint": source_midpoint,
+}
+EXPERTS = {
+    **LINEAR,
+    "lqr": lqr,
+    "source_lqr": source_lqr,
+    "optimum": best_plan,
+}  # each (plant, x0, target, left) -> plans (B, M, m)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 ROWS = ("initial_states", "target_states", "state_trajectories", "control_sequences", "costs")
-SPLITS = {"train": 1, "val": 2, "test": 3, "wide": 4}  # second number of the key: no split ever sees another's rows
+SPLITS = {
+    "train": 1,
+    "val": 2,
+    "test": 3,
+    "wide": 4,
+}  # second number of the key: no split ever sees another's rows
 WIDE = 1.5  # starts of the split "wide" spread this much further, all of them beyond the training range
 
 
-def draw_ends(plant: Plant, count: int, g: np.random.Generator, wide: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def draw_ends(
+    plant: Plant, count: int, g: np.random.Generator, wide: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Starts and targets, each (count, n), uniform in the ranges of the plant. Fewer rows are the head of more rows, unless `wide`."""
     low, high = (np.array([*plant.start[i], *plant.goal[i]], float) for i in range(2))
     vary = np.flatnonzero(low < high)
@@ -457,12 +546,20 @@ def draw_ends(plant: Plant, count: int, g: np.random.Generator, wide: bool = Fal
     return ends[:, : plant.n], ends[:, plant.n :]
 
 
-def make_rows(plant: Plant, x0: np.ndarray, target: np.ndarray, best: bool = True) -> dict[str, np.ndarray]:
+def make_rows(
+    plant: Plant, x0: np.ndarray, target: np.ndarray, best: bool = True
+) -> dict[str, np.ndarray]:
     """The rows (see ROWS) in which the plant's expert goes from x0 to the target; with `best` "optimal_costs" (S,), J* of the best plan we know."""
     plan = clip(plant, EXPERTS[plant.expert](plant, x0, target, 0))
-    rows = dict(zip(ROWS, (x0, target, rollout(plant, x0, plan), plan, plan_cost(plant, x0, plan, target))))
+    rows = dict(
+        zip(ROWS, (x0, target, rollout(plant, x0, plan), plan, plan_cost(plant, x0, plan, target)))
+    )
     if best:
-        rows["optimal_costs"] = rows["costs"] if plant.expert == "optimum" else plan_cost(plant, x0, best_plan(plant, x0, target), target)
+        rows["optimal_costs"] = (
+            rows["costs"]
+            if plant.expert == "optimum"
+            else plan_cost(plant, x0, best_plan(plant, x0, target), target)
+        )
     return rows
 
 
@@ -474,15 +571,23 @@ def generate(plant: Plant, count: int, split: str, seed: int = 0) -> dict[str, n
     Raises UserError for other splits and for fewer than one row.
     """
     if split not in SPLITS or count < 1:
-        raise UserError(f"control rows: split = {split!r} with {count} rows, expected one of {', '.join(SPLITS)} with 1 or more")
-    return make_rows(plant, *draw_ends(plant, count, rng(seed, SPLITS[split]), split == "wide"), split != "train")
+        raise UserError(
+            f"control rows: split = {split!r} with {count} rows, expected one of {', '.join(SPLITS)} with 1 or more"
+        )
+    return make_rows(
+        plant, *draw_ends(plant, count, rng(seed, SPLITS[split]), split == "wide"), split != "train"
+    )
 
 
 def source_splits(plant: Plant) -> dict[str, dict]:
     """{"train", "test"} with the sizes and seeds of the source project, leaks included."""
     rows, seed, test_rows, test_seed = SOURCE_SEEDS[plant.name]
-    return {name: make_rows(plant, *draw_ends(plant, count, np.random.default_rng(key)), name != "train")
-            for name, count, key in (("train", rows, seed), ("test", test_rows, test_seed))}
+    return {
+        name: make_rows(
+            plant, *draw_ends(plant, count, np.random.default_rng(key)), name != "train"
+        )
+        for name, count, key in (("train", rows, seed), ("test", test_rows, test_seed))
+    }
 
 
 def read_npz(path: str, plant: Plant) -> dict[str, np.ndarray]:
@@ -495,40 +600,76 @@ def read_npz(path: str, plant: Plant) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ROWS if name not in file.files]
             if missing:
-                raise UserError(f"{path}: has arrays {sorted(file.files)}, expected also {', '.join(missing)}")
-            rows = {name: np.asarray(file[name], np.float64) for name in (*ROWS, "timestep_dts", "optimal_costs") if name in file.files}
+                raise UserError(
+                    f"{path}: has arrays {sorted(file.files)}, expected also {', '.join(missing)}"
+                )
+            rows = {
+                name: np.asarray(file[name], np.float64)
+                for name in (*ROWS, "timestep_dts", "optimal_costs")
+                if name in file.files
+            }
     except UserError:
         raise
     except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as control rows ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(
+            f"{path}: cannot be read as control rows ({getattr(error, 'strerror', None) or error})"
+        ) from None
     n, m, N, S = plant.n, plant.m, plant.N, len(np.atleast_1d(rows["initial_states"]))
-    shapes = dict(zip(ROWS, [(n,), (n,), (N + 1, n), (N, m), ()])) | {"timestep_dts": (N,), "optimal_costs": ()}
+    shapes = dict(zip(ROWS, [(n,), (n,), (N + 1, n), (N, m), ()])) | {
+        "timestep_dts": (N,),
+        "optimal_costs": (),
+    }
     for name, values in rows.items():
         if values.shape != (S, *shapes[name]) or not S:
             wish = ", ".join(map(str, ("S", *shapes[name])))
-            raise UserError(f"{path}: {name} has shape {values.shape}, expected ({wish}) for {plant.name}, with S = {S or '1 or more'} rows")
+            raise UserError(
+                f"{path}: {name} has shape {values.shape}, expected ({wish}) for {plant.name}, with S = {S or '1 or more'} rows"
+            )
         if not np.isfinite(values).all():
             place = tuple(np.argwhere(~np.isfinite(values))[0])
-            raise UserError(f"{path}, row {place[0] + 1}: {name} has {values[place]}, expected finite numbers")
-    u, away = rows["control_sequences"], np.abs(rows["state_trajectories"][:, 0] - rows["initial_states"]).max(1)
-    size, close = np.linalg.norm(u, axis=-1).max(1), 1e-6 * (1 + np.abs(rows["initial_states"]).max())
+            raise UserError(
+                f"{path}, row {place[0] + 1}: {name} has {values[place]}, expected finite numbers"
+            )
+    u, away = (
+        rows["control_sequences"],
+        np.abs(rows["state_trajectories"][:, 0] - rows["initial_states"]).max(1),
+    )
+    size, close = (
+        np.linalg.norm(u, axis=-1).max(1),
+        1e-6 * (1 + np.abs(rows["initial_states"]).max()),
+    )
     if (size > plant.bound * (1 + 1e-6)).any():
         row = size.argmax()
-        raise UserError(f"{path}, row {row + 1}: control_sequences reaches {size[row]:g}, expected at most the bound {plant.bound:g} of {plant.name}")
+        raise UserError(
+            f"{path}, row {row + 1}: control_sequences reaches {size[row]:g}, expected at most the bound {plant.bound:g} of {plant.name}"
+        )
     if (away > close).any():
         row = away.argmax()
-        raise UserError(f"{path}, row {row + 1}: state_trajectories begins {away[row]:g} away from initial_states, expected there")
+        raise UserError(
+            f"{path}, row {row + 1}: state_trajectories begins {away[row]:g} away from initial_states, expected there"
+        )
     return rows
 
 
 def inputs(plant: Plant, x0, target):
     """(B, F + G): what a policy has to know, the encoded start and those encoded targets that differ between rows of this plant."""
-    vary = [i for i, (low, high) in enumerate(zip(*encode(plant, np.array(plant.goal, float)))) if low != high]
+    vary = [
+        i
+        for i, (low, high) in enumerate(zip(*encode(plant, np.array(plant.goal, float))))
+        if low != high
+    ]
     return library(x0).concatenate([encode(plant, x0), encode(plant, target)[..., vary]], -1)
 
 
 def scaling(plant: Plant, train: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{"inputs", "controls"}: (mean, standard deviation) over the training rows, 0 and 1 where the plant needs no scaling."""
-    values = {"inputs": inputs(plant, train["initial_states"], train["target_states"]), "controls": train["control_sequences"].reshape(-1, plant.m)}
+    values = {
+        "inputs": inputs(plant, train["initial_states"], train["target_states"]),
+        "controls": train["control_sequences"].reshape(-1, plant.m),
+    }
     spread = {name: (v.mean(0), np.maximum(v.std(0), 1e-8)) for name, v in values.items()}
-    return spread if plant.zscore else {name: (0 * mean, 0 * std + 1) for name, (mean, std) in spread.items()}
+    return (
+        spread
+        if plant.zscore
+        else {name: (0 * mean, 0 * std + 1) for name, (mean, std) in spread.items()}
+    )

@@ -40,20 +40,28 @@ def _table(task: str, side: int, answer: bool) -> np.ndarray:
     return table
 
 
-def to_tokens(task: str, texts: list[str], side: int, where: Callable[[int], str], answer: bool = False) -> np.ndarray:
+def to_tokens(
+    task: str, texts: list[str], side: int, where: Callable[[int], str], answer: bool = False
+) -> np.ndarray:
     """N strings -> (N, L) uint8. `where(row)` begins the sentence about a bad row."""
     for row, text in enumerate(texts):
         if len(text) != side * side:
             root = math.isqrt(len(text))
             grid = f" ({root}x{root})" if root and root * root == len(text) else ""
-            raise UserError(f"{where(row)} has {len(text)} cells{grid}, expected {side * side} ({side}x{side})")
+            raise UserError(
+                f"{where(row)} has {len(text)} cells{grid}, expected {side * side} ({side}x{side})"
+            )
     table = _table(task, side, answer)
-    codes = np.frombuffer("".join(texts).encode("latin-1", "replace"), np.uint8)  # one byte per character, always
+    codes = np.frombuffer(
+        "".join(texts).encode("latin-1", "replace"), np.uint8
+    )  # one byte per character, always
     tokens = table[codes].reshape(len(texts), side * side)
     if not tokens.all():
         row, at = np.argwhere(tokens == 0)[0]
         known = "".join(chr(c) for c in np.flatnonzero(table))
-        raise UserError(f"{where(row)} has {texts[row][at]!r} at position {at + 1}, expected one of {known!r}")
+        raise UserError(
+            f"{where(row)} has {texts[row][at]!r} at position {at + 1}, expected one of {known!r}"
+        )
     return tokens
 
 
@@ -71,7 +79,9 @@ def _flat(task: str, text: str) -> str:
     if task == "sudoku":
         return "".join(text.split())
     lines = text.splitlines()
-    if max(map(len, lines), default=0) != len(lines):  # not a square: empty lines around it may be to blame
+    if max(map(len, lines), default=0) != len(
+        lines
+    ):  # not a square: empty lines around it may be to blame
         lines = text.strip("\r\n").splitlines()
     return "".join(line.ljust(len(lines)) for line in lines)
 
@@ -95,7 +105,9 @@ def decode(task: str, tokens: np.ndarray) -> str:
 
 # --- mazes: rules and solvers ---------------------------------------------------------------------------------------
 
-STEPS = np.array([(1, 0), (0, -1), (0, 1), (-1, 0)])  # down, left, right, up: the order of the label rule
+STEPS = np.array(
+    [(1, 0), (0, -1), (0, 1), (-1, 0)]
+)  # down, left, right, up: the order of the label rule
 
 
 def solve_maze(question: str) -> str:
@@ -114,7 +126,12 @@ def solve_maze(question: str) -> str:
         row, col = divmod(here, side)
         for down, right in STEPS.tolist():
             there = here + down * side + right
-            if 0 <= row + down < side and 0 <= col + right < side and cells[there] != "#" and there not in parent:
+            if (
+                0 <= row + down < side
+                and 0 <= col + right < side
+                and cells[there] != "#"
+                and there not in parent
+            ):
                 parent[there] = here
                 queue.append(there)
     if goal not in parent:
@@ -129,7 +146,9 @@ def solve_maze(question: str) -> str:
 def _bits(mask: np.ndarray) -> np.ndarray:
     """(N, S, S) bool -> (S + 2, N) int64: a word per row of a maze, column c in bit c + 1, with a rim of zeros."""
     if mask.shape[1] > MAX_SIDE:
-        raise UserError(f"a maze of {mask.shape[1]}x{mask.shape[1]} cells is too large, at most {MAX_SIDE}x{MAX_SIDE}")
+        raise UserError(
+            f"a maze of {mask.shape[1]}x{mask.shape[1]} cells is too large, at most {MAX_SIDE}x{MAX_SIDE}"
+        )
     packed = np.zeros(mask.shape[:2] + (8,), np.uint8)
     packed[..., : (mask.shape[2] + 7) // 8] = np.packbits(mask, axis=2, bitorder="little")
     words = np.zeros((mask.shape[1] + 2, len(mask)), np.int64)
@@ -159,7 +178,12 @@ def _flood(open_: np.ndarray, start: np.ndarray, goal: np.ndarray):
         if distance % 8 == 0 or live.size < 512:  # finished mazes leave
             going = (moves[live] < 0) & front.any(0)
             planes[:, :, live[~going]] = seen[:, :, ~going]
-            live, seen, front, todo = live[going], seen[:, :, going], front[:, going], todo[:, going]
+            live, seen, front, todo = (
+                live[going],
+                seen[:, :, going],
+                front[:, going],
+                todo[:, going],
+            )
             if not live.size:
                 return moves, planes
         wave = front << 1 | front >> 1
@@ -180,7 +204,10 @@ def solve_mazes(questions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     while (live := np.flatnonzero(left > 1)).size:
         rows, cols = row[live] + down, col[live] + right  # (4, live)
         nearer = planes[(left[live] - 1) % 3, rows + 1, live] >> (cols + 1) & 1
-        first = nearer.argmax(0), np.arange(live.size)  # the first of D, L, R, U that comes closer to G
+        first = (
+            nearer.argmax(0),
+            np.arange(live.size),
+        )  # the first of D, L, R, U that comes closer to G
         row[live], col[live] = rows[first], cols[first]
         labels[live, row[live] * side + col[live]] = PATH
         left[live] -= 1
@@ -205,7 +232,9 @@ def _far(open_: np.ndarray, goal: np.ndarray, least: int) -> np.ndarray:
     return (far[1:-1].T[:, :, None] >> np.arange(1, side + 1) & 1).astype(bool)
 
 
-def redraw_mazes(questions: np.ndarray, flip: float, g: np.random.Generator, tries: int = 16) -> np.ndarray:
+def redraw_mazes(
+    questions: np.ndarray, flip: float, g: np.random.Generator, tries: int = 16
+) -> np.ndarray:
     """Mazes like these (N, L): every cell changes between wall and free with probability `flip`, then G is drawn uniformly from
     the free cells and S from those at least as far from it as in the closest of `questions`. A maze for which `tries` draws
     find no such S comes back as it was. Labels are the caller's to solve.
@@ -243,7 +272,11 @@ def _units(side: int, box: tuple[int, int] | None = None) -> tuple[np.ndarray, n
     """(3 side, side) cells of all rows, columns and boxes; (L, 3) the row, column and box of a cell, as unit numbers."""
     box_rows, box_cols = box or BOX[side]
     cell = np.arange(side * side).reshape(side, side)
-    boxes = cell.reshape(side // box_rows, box_rows, side // box_cols, box_cols).swapaxes(1, 2).reshape(side, side)
+    boxes = (
+        cell.reshape(side // box_rows, box_rows, side // box_cols, box_cols)
+        .swapaxes(1, 2)
+        .reshape(side, side)
+    )
     units = np.concatenate([cell, cell.T, boxes])
     return units, np.argsort(units.ravel(), kind="stable").reshape(-1, 3) // side
 
@@ -258,7 +291,9 @@ def _tighten(cand: np.ndarray, side: int) -> np.ndarray:
     units, (row, col, box) = _units(side)[0], _units(side)[1].T
     single = ~_several(cand)
     known = np.where(single, cand, 0).astype(cand.dtype)
-    once, twice, fixed, clash = np.zeros((4, 3 * side, cand.shape[1]), cand.dtype)  # digits with >= 1, >= 2 cells ...
+    once, twice, fixed, clash = np.zeros(
+        (4, 3 * side, cand.shape[1]), cand.dtype
+    )  # digits with >= 1, >= 2 cells ...
     for cells in units.T:  # ... and digits with >= 1, >= 2 known cells, in every unit
         twice |= once & cand[cells]
         once |= cand[cells]
@@ -294,7 +329,10 @@ def _search(cand: np.ndarray, side: int, limit: int) -> tuple[np.ndarray, np.nda
     found, answer = np.zeros(cand.shape[1], int), np.zeros_like(cand)
     stack, owner = cand, np.arange(cand.shape[1])
     while owner.size:
-        top, who = _propagate(stack[:, -1024:], side), owner[-1024:]  # a block keeps memory bounded and numpy busy
+        top, who = (
+            _propagate(stack[:, -1024:], side),
+            owner[-1024:],
+        )  # a block keeps memory bounded and numpy busy
         stack, owner = stack[:, :-1024], owner[:-1024]
         alive, open_ = top[0] > 0, _several(top).any(0)
         solved = alive & ~open_
@@ -322,17 +360,23 @@ def solve_sudoku(question: str) -> str:
     """
     side = math.isqrt(len(_flat("sudoku", question)))
     tokens = encode("sudoku", question, side if side in BOX else 9).astype(int)
-    cand = np.where(tokens > 1, 1 << np.maximum(tokens - 2, 0), (1 << side) - 1).astype(np.uint16)[:, None]
+    cand = np.where(tokens > 1, 1 << np.maximum(tokens - 2, 0), (1 << side) - 1).astype(np.uint16)[
+        :, None
+    ]
     found, answer = _search(cand, side, limit=2)
     if found[0] != 1:
-        raise UserError(f"the puzzle has {'no solution' if found[0] == 0 else 'more than one solution'}")
+        raise UserError(
+            f"the puzzle has {'no solution' if found[0] == 0 else 'more than one solution'}"
+        )
     return decode("sudoku", np.log2(answer[:, 0]).astype(int) + 2)
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
 
 
-def check(task: str, inputs: np.ndarray, answer: np.ndarray, box: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+def check(
+    task: str, inputs: np.ndarray, answer: np.ndarray, box: tuple[int, int] | None = None
+) -> dict[str, np.ndarray]:
     """What the rules say of answers (N, L) to questions (N, L); no solution is needed. Returns (N,) bool per verdict.
 
     maze: "valid": only free cells became 'o', and they make one path from S to G on which no 'o' could be spared;
@@ -342,7 +386,9 @@ def check(task: str, inputs: np.ndarray, answer: np.ndarray, box: tuple[int, int
     inputs, answer = np.asarray(inputs), np.asarray(answer)
     side = math.isqrt(inputs.shape[1])
     if task == "sudoku":
-        bit = np.array([0, 0] + [1 << d for d in range(side)] + [0], np.uint16)  # pad, blank, digits, anything above
+        bit = np.array(
+            [0, 0] + [1 << d for d in range(side)] + [0], np.uint16
+        )  # pad, blank, digits, anything above
         bits = bit.take(answer, mode="clip").T  # (L, N)
         valid = ((answer == inputs) | (inputs == 1)).all(1)
         for cells in _units(side, box)[0]:
@@ -352,7 +398,9 @@ def check(task: str, inputs: np.ndarray, answer: np.ndarray, box: tuple[int, int
     path = (answer == PATH) & (inputs == FREE)
     ends = (inputs == START) | (inputs == GOAL)
     start, goal = (inputs == START).argmax(1), (inputs == GOAL).argmax(1)
-    along, _ = _flood((path | ends).reshape(-1, side, side), start, goal)  # shortest way over 'o' uses every 'o'
+    along, _ = _flood(
+        (path | ends).reshape(-1, side, side), start, goal
+    )  # shortest way over 'o' uses every 'o'
     least, _ = _flood((inputs != WALL).reshape(-1, side, side), start, goal)
     valid = kept.all(1) & (along == path.sum(1) + 1)
     return {"valid": valid, "optimal": valid & (along == least)}
@@ -380,7 +428,9 @@ def collect(make: Callable, count: int, avoid: np.ndarray, patience: int, rate: 
 def _tree_walls(n: int, side: int, g: np.random.Generator) -> np.ndarray:
     """(n, L) bool walls of perfect mazes: Kruskal's algorithm on all at once, rooms at even rows and columns."""
     room = np.arange(((side + 1) // 2) ** 2).reshape((side + 1) // 2, -1)
-    a = np.concatenate([room[:, :-1].ravel(), room[:-1].ravel()])  # (E,) the two rooms of every inner wall
+    a = np.concatenate(
+        [room[:, :-1].ravel(), room[:-1].ravel()]
+    )  # (E,) the two rooms of every inner wall
     b = np.concatenate([room[:, 1:].ravel(), room[1:].ravel()])
     cell = np.arange(side * side).reshape(side, side)[::2, ::2].ravel()  # (rooms,)
     walls = np.ones((n, side * side), bool)
@@ -410,7 +460,10 @@ def generate_mazes(cfg, count: int, g: np.random.Generator, size: int, avoid: np
         noise[walls] = -1.0
         questions = np.where(walls, WALL, FREE).astype(np.uint8)
         every, ends = np.arange(n), []
-        for token in START, GOAL:  # the largest and second largest noise on free cells: uniform on them
+        for token in (
+            START,
+            GOAL,
+        ):  # the largest and second largest noise on free cells: uniform on them
             ends.append(noise.argmax(1))
             questions[every, ends[-1]] = token
             noise[every, ends[-1]] = -1.0
@@ -439,7 +492,10 @@ def _fill(n: int, side: int, g: np.random.Generator) -> np.ndarray:
 def givens_range(cfg) -> tuple[int, int]:
     """Fewest and most clues; a bound that is not given is the default, but never on the wrong side of the other."""
     low, high = GIVENS[cfg.size]
-    low, high = cfg.givens_min or min(low, cfg.givens_max or low), cfg.givens_max or max(high, cfg.givens_min)
+    low, high = (
+        cfg.givens_min or min(low, cfg.givens_max or low),
+        cfg.givens_max or max(high, cfg.givens_min),
+    )
     return low, high
 
 
@@ -460,7 +516,9 @@ def generate_sudokus(cfg, count: int, g: np.random.Generator, size: int, avoid: 
                 break
             cell, every = cell[live], np.arange(live.size)
             rival = np.where(given[:, live], solved[:, live], (1 << size) - 1).astype(np.uint16)
-            rival[cell, every] = (1 << size) - 1 - solved[cell, live]  # is there a solution with another digit here?
+            rival[cell, every] = (
+                (1 << size) - 1 - solved[cell, live]
+            )  # is there a solution with another digit here?
             found, _ = _search(rival, size, limit=1)
             given[cell, live] = found > 0
         enough = given.sum(0) <= high
@@ -507,8 +565,12 @@ def sudoku_keys(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
             grid = colour.reshape(-1, side, side)
             lines = _mix(grid.sum(2))[:, :, None] + _mix(grid.sum(1))[:, None, :]
             box = _mix(colour[:, boxes].sum(2) + np.uint64(1))[:, box_of]
-            value = _mix(np.take_along_axis(colour, same, 1).reshape(grid.shape).sum(2) + np.uint64(2))
-            colour = _mix(colour + lines.reshape(colour.shape) + box + np.take_along_axis(value, digit, 1))
+            value = _mix(
+                np.take_along_axis(colour, same, 1).reshape(grid.shape).sum(2) + np.uint64(2)
+            )
+            colour = _mix(
+                colour + lines.reshape(colour.shape) + box + np.take_along_axis(value, digit, 1)
+            )
         keys[at : at + 4096] = colour.sum(1)
     return keys
 
@@ -520,16 +582,24 @@ def puzzle_keys(task: str, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray
     return np.stack([fingerprint(turned) for turned in turned_mazes(inputs).swapaxes(0, 1)], 1)
 
 
-def shuffle_sudoku(inputs: np.ndarray, labels: np.ndarray, g: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def shuffle_sudoku(
+    inputs: np.ndarray, labels: np.ndarray, g: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Every puzzle and its solution (B, L) under its own random element of the symmetry group."""
     size, side = len(inputs), math.isqrt(inputs.shape[1])
 
-    def lines(group: int) -> np.ndarray:  # (B, side): groups keep together; rank of the group, then chance within it
-        return (g.random((size, side // group)).argsort(1).repeat(group, 1) + g.random((size, side))).argsort(1)
+    def lines(
+        group: int,
+    ) -> np.ndarray:  # (B, side): groups keep together; rank of the group, then chance within it
+        return (
+            g.random((size, side // group)).argsort(1).repeat(group, 1) + g.random((size, side))
+        ).argsort(1)
 
     box_rows, box_cols = BOX[side]
     row, col = lines(box_rows)[:, :, None], lines(box_cols)[:, None, :]
-    digit = np.concatenate([np.tile([0, 1], (size, 1)), 2 + g.random((size, side)).argsort(1)], 1).astype(np.uint8)
+    digit = np.concatenate(
+        [np.tile([0, 1], (size, 1)), 2 + g.random((size, side)).argsort(1)], 1
+    ).astype(np.uint8)
     flip = (g.random(size) < 0.5) & (box_rows == box_cols)
     every = np.arange(size)[:, None, None]
     out = []

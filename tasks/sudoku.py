@@ -99,9 +99,7 @@ class Sudoku(Task):
         self.refuse_changed(data, rows, rows.inputs == 1, where)
         bad = np.flatnonzero(~check("sudoku", rows.inputs, rows.labels)["valid"])
         if bad.size:
-            raise UserError(
-                f"{where(bad[0])} the answer has a digit twice in a row, column or box"
-            )
+            raise UserError(f"{where(bad[0])} the answer has a digit twice in a row, column or box")
 
     def generate(self, data, split: str, rows: int, g, avoid) -> tuple[Split, str]:
         inputs, labels = generate_sudokus(data, rows, g, data.size, avoid)
@@ -160,9 +158,7 @@ class Sudoku(Task):
     def draw_puzzle(self, cfg, seed: int, size: int, count: int) -> tuple[np.ndarray, str]:
         data = cfg.data
         if size not in (0, data.size):
-            raise UserError(
-                f"the puzzle is {size}x{size}, this net solves {data.size}x{data.size}"
-            )
+            raise UserError(f"the puzzle is {size}x{size}, this net solves {data.size}x{data.size}")
         if not size and data.test_path and Path(data.test_path).exists():
             return self.row_of_file(data, seed)
         g = rng(seed, TEST, 1)  # no split draws from this stream

@@ -26,19 +26,31 @@ ARC = (f"{SMALL} --arc.train= --arc.test= --arc.side=5 --arc.grid=4 --arc.colour
 READER = f"{ARC} --encoder.heads=4 --encoder.multiple=8"
 ROWS = "--data.train_rows=60 --data.val_rows=20 --data.test_rows=20 --train.batch_size=16"
 CASES = {  # name -> entry below sweeps/ and the options that make it small
-    "maze_conv_halting": ("laptop/maze_perfect.toml", f"{MAZE} --model.halting=true --model.explore=0.5"),
+    "maze_conv_halting": (
+        "laptop/maze_perfect.toml",
+        f"{MAZE} --model.halting=true --model.explore=0.5",
+    ),
     "maze_fresh": ("laptop/maze_random.toml", f"{MAZE} --data.fresh=true --train.accumulate=2"),
     "maze_hard": ("laptop/maze_hard.toml", f"{MAZE} --train.eval_steps=6 --train.eval_average=3"),
     "maze_attention": ("maze_baseline.toml", f"{MAZE} --model.prefix=2"),
     "maze_rope2d": ("ablation/rope2d.toml", MAZE),
     "maze_muon": ("ablation/muon.toml", f"{MAZE} --model.prefix=1"),
     "maze_two_nets": ("ablation/two_nets.toml", f"{MAZE} --model.prefix=1"),
-    "maze_random_init": ("ablation/random_init.toml", f"{MAZE} --model.prefix=1 --model.positions=learned"),
+    "maze_random_init": (
+        "ablation/random_init.toml",
+        f"{MAZE} --model.prefix=1 --model.positions=learned",
+    ),
     "maze_continue_loss": ("ablation_laptop/continue_loss.toml", f"{MAZE} --model.init=learned"),
-    "maze_conv_attention": ("maze_baseline.toml", f"{MAZE} --model.prefix=0 --model.q_from=mean --model.mixer=conv+attention"
-                            " --data.test_size=9 --train.optimizer=adam_atan2"),  # fmt: skip
+    "maze_conv_attention": (
+        "maze_baseline.toml",
+        f"{MAZE} --model.prefix=0 --model.q_from=mean --model.mixer=conv+attention"
+        " --data.test_size=9 --train.optimizer=adam_atan2",
+    ),  # fmt: skip
     "sudoku_mixer": ("sudoku_mlp.toml", f"{SUDOKU} --model.prefix=2"),
-    "sudoku_6x6": ("laptop/sudoku_6x6.toml", "--data.train_rows=80 --data.val_rows=20 --data.test_rows=24 --train.batch_size=8"),
+    "sudoku_6x6": (
+        "laptop/sudoku_6x6.toml",
+        "--data.train_rows=80 --data.val_rows=20 --data.test_rows=24 --train.batch_size=8",
+    ),
     "sudoku_per_digit": ("laptop/sudoku_extreme.toml", f"{SUDOKU} --data.reveal=0.5"),
     "sudoku_grokfast": ("grokking_laptop/ma.toml", f"{SUDOKU} --train.grokfast_window=3"),
     "features": ("features/classify.toml", f"{ROWS} --data.features=16"),
@@ -48,17 +60,32 @@ CASES = {  # name -> entry below sweeps/ and the options that make it small
     "control_ablation": ("control_ablation/full_trm.toml", ROWS),
     "control_feedback": ("control_ablation/feedback.toml", ROWS),
     "control_process": ("control_ablation/process.toml", ROWS),
-    "control_source": ("control/source_double_integrator.toml", "--train.batch_size=16 --data.test_rows=20"),
-    "control_one_token": ("control_ablation/baseline.toml", f"{ROWS} --plan.one_token=true --plan.residual=true --plan.feedback=both --plan.hold=1"
-                          " --model.multiple=1 --model.positions=none --data.plant=double_integrator"),  # fmt: skip
+    "control_source": (
+        "control/source_double_integrator.toml",
+        "--train.batch_size=16 --data.test_rows=20",
+    ),
+    "control_one_token": (
+        "control_ablation/baseline.toml",
+        f"{ROWS} --plan.one_token=true --plan.residual=true --plan.feedback=both --plan.hold=1"
+        " --model.multiple=1 --model.positions=none --data.plant=double_integrator",
+    ),  # fmt: skip
     "arc_embed": ("laptop/arc_E0v2.toml", ARC),
     "arc_standard": ("laptop/arc_E1v2.toml", READER),
     "arc_decoder": ("laptop/arc_E0b.toml", f"{READER} --encoder.decoder=arc_embed/seed0"),
-    "arc_lpn_var": ("encoders_debug/E3_lpn_var.toml", f"{READER} --model.prefix=4 --encoder.small=32 --arc.augmentations=2"),
-    "arc_hybrid": ("laptop/arc_E1v2.toml", f"{READER} --encoder.kind=hybrid_variational --arc.mode=loo --arc.drop_demos=true"),
+    "arc_lpn_var": (
+        "encoders_debug/E3_lpn_var.toml",
+        f"{READER} --model.prefix=4 --encoder.small=32 --arc.augmentations=2",
+    ),
+    "arc_hybrid": (
+        "laptop/arc_E1v2.toml",
+        f"{READER} --encoder.kind=hybrid_variational --arc.mode=loo --arc.drop_demos=true",
+    ),
     "arc_cells": ("laptop/arc_E1v2.toml", f"{READER} --encoder.kind=cells --model.prefix=150"),
     "arc_one_hot": ("encoders_debug/one_hot.toml", f"{ARC} --model.prefix=4"),
-    "arc_trm_style": ("recurrent/trm_style.toml", f"{READER} --encoder.decoder= --model.prefix=4 --encoder.freeze_decoder_steps=4"),
+    "arc_trm_style": (
+        "recurrent/trm_style.toml",
+        f"{READER} --encoder.decoder= --model.prefix=4 --encoder.freeze_decoder_steps=4",
+    ),
 }
 
 
@@ -67,17 +94,34 @@ def train(code: Path, work: Path, name: str) -> Path:
     entry, options = CASES[name]
     folder = work / name
     if not (folder / "seed0" / "summary.json").exists():
-        words = [sys.executable, str(code / "train.py"), str(code / "sweeps" / entry), f"--out={work / '.runs' / name}", *COMMON.split(), *options.split()]
-        done = subprocess.run(words, cwd=work, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        words = [
+            sys.executable,
+            str(code / "train.py"),
+            str(code / "sweeps" / entry),
+            f"--out={work / '.runs' / name}",
+            *COMMON.split(),
+            *options.split(),
+        ]
+        done = subprocess.run(
+            words,
+            cwd=work,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         if done.returncode:
-            raise SystemExit(f"{code}: {name} ended with {done.returncode}\n{' '.join(words)}\n{done.stderr[-1500:]}")
+            raise SystemExit(
+                f"{code}: {name} ended with {done.returncode}\n{' '.join(words)}\n{done.stderr[-1500:]}"
+            )
         found = next((work / ".runs" / name).rglob("summary.json")).parent
         folder.mkdir(parents=True, exist_ok=True)
         found.rename(folder / "seed0")
     return folder / "seed0"
 
 
-RENAMED = {"control": {"cells": "to_optimum"}}  # task -> figures that older commits called otherwise
+RENAMED = {
+    "control": {"cells": "to_optimum"}
+}  # task -> figures that older commits called otherwise
 
 
 def renamed(value, names: dict):
@@ -93,10 +137,28 @@ def result(folder: Path) -> dict:
     summary = json.loads((folder / "summary.json").read_text())
     names = RENAMED.get(summary["task"], {})
     summary, lines = renamed(summary, names), [renamed(line, names) for line in lines]
-    found = {f"metrics.jsonl line {at} {key}": value for at, line in enumerate(lines, 1) for key, value in line.items() if key != "seconds"}
-    for part in ("test", "test_halting", "val", "baseline", "parameters", "depth", "steps", "best_step", "flop", "arc"):
+    found = {
+        f"metrics.jsonl line {at} {key}": value
+        for at, line in enumerate(lines, 1)
+        for key, value in line.items()
+        if key != "seconds"
+    }
+    for part in (
+        "test",
+        "test_halting",
+        "val",
+        "baseline",
+        "parameters",
+        "depth",
+        "steps",
+        "best_step",
+        "flop",
+        "arc",
+    ):
         found[f"summary.json {part}"] = summary.get(part)
-    found["summary.json control"] = {k: v for k, v in summary.get("control", {}).items() if k != "ms_per_plan"}
+    found["summary.json control"] = {
+        k: v for k, v in summary.get("control", {}).items() if k != "ms_per_plan"
+    }
     best = torch.load(folder / "best.pt", weights_only=True)
     for kind in ("raw", "ema"):
         found |= {f"best.pt {kind} {name}": tensor for name, tensor in (best[kind] or {}).items()}
@@ -110,11 +172,20 @@ def same(a, b) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("other", type=Path, help="a folder with another commit")
     parser.add_argument("names", nargs="*", help="cases (default: all)")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "same_as"), help="where the runs go")
-    parser.add_argument("--only-other", action="store_true", help="make the runs of OTHER, compare nothing")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir(), "same_as"),
+        help="where the runs go",
+    )
+    parser.add_argument(
+        "--only-other", action="store_true", help="make the runs of OTHER, compare nothing"
+    )
     args = parser.parse_args()
     bad = 0
     for name in args.names or CASES:
@@ -126,8 +197,17 @@ def main() -> int:
             if name == "arc_decoder":
                 train(ROOT, Path(here), "arc_embed")
             one, two = result(old), result(train(ROOT, Path(here), name))
-        wrong = [key for key in one.keys() | two.keys() if key not in one or key not in two or not same(one[key], two[key])]
-        print(f"identical  {name}: {len(one)} values" if not wrong else f"DIFFERENT  {name}: {len(wrong)} values, {sorted(wrong)[:4]}", flush=True)
+        wrong = [
+            key
+            for key in one.keys() | two.keys()
+            if key not in one or key not in two or not same(one[key], two[key])
+        ]
+        print(
+            f"identical  {name}: {len(one)} values"
+            if not wrong
+            else f"DIFFERENT  {name}: {len(wrong)} values, {sorted(wrong)[:4]}",
+            flush=True,
+        )
         bad += bool(wrong)
     if not args.only_other:
         print(f"{len(args.names or CASES) - bad} of {len(args.names or CASES)} identical")

@@ -28,11 +28,18 @@ WORLD = World(0, 1, torch.device("cpu"), torch.float32, False)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arc") / "arc_E0b/seed0"
-    return folder, tiny.run(folder, **tables("recurrent_standard", {"arc": {"test_augmentations": 2, "rules": "moves+colours", "rule_queries": 2}}))
+    return folder, tiny.run(
+        folder,
+        **tables(
+            "recurrent_standard",
+            {"arc": {"test_augmentations": 2, "rules": "moves+colours", "rule_queries": 2}},
+        ),
+    )
 
 
 class Oracle(torch.nn.Module):
     """A net that turns its question by a quarter if the demonstrations are of a task in `known`, else copies it."""
+
     shape = Shape(9, 5)
 
     def __init__(self, known):
@@ -53,7 +60,11 @@ class Oracle(torch.nn.Module):
         turned = torch.rot90(batch["inputs"].view(-1, 3, 3), 1, (1, 2)).flatten(1)
         known = torch.tensor([int(t) in self.known for t in batch["task"]])[:, None]
         answers = torch.where(known, turned, batch["inputs"])
-        return carry, Output(torch.nn.functional.one_hot(answers, 8).float(), torch.zeros(len(answers)), torch.zeros(len(answers)))
+        return carry, Output(
+            torch.nn.functional.one_hot(answers, 8).float(),
+            torch.zeros(len(answers)),
+            torch.zeros(len(answers)),
+        )
 
 
 def quarter_turns(count: int = 6):
@@ -75,18 +86,31 @@ def test_report_covers_both_sides_and_counts_what_was_asked():
     known = [*trained(ds)[:4], *ds.test[:1]]
     found, kept = report(Oracle(known), ds, cfg, WORLD)
     for side, tasks, solved in (("train", 6, 4), ("test", 3, 1)):
-        assert found[side]["n"] == 2 * tasks and found[side]["tasks"] == tasks and found[side]["queries"] == 2 * tasks
-        assert found[side]["exact"] == pytest.approx(solved / tasks) == found[side]["pass@1"] and found[side]["solved@1"] == solved
+        assert (
+            found[side]["n"] == 2 * tasks
+            and found[side]["tasks"] == tasks
+            and found[side]["queries"] == 2 * tasks
+        )
+        assert (
+            found[side]["exact"] == pytest.approx(solved / tasks) == found[side]["pass@1"]
+            and found[side]["solved@1"] == solved
+        )
         assert found[side]["exact_low"] < found[side]["exact"] < found[side]["exact_high"]
         assert found[side]["copy_cells"] < found[side]["cells"] < 1
-        assert len(kept[f"{side}_answers"]) == 2 * tasks and set(kept) >= {f"{side}_{k}" for k in ("inputs", "labels", "task")}
+        assert len(kept[f"{side}_answers"]) == 2 * tasks and set(kept) >= {
+            f"{side}_{k}" for k in ("inputs", "labels", "task")
+        }
     assert not set(kept["train_task"]) & set(kept["test_task"])
 
 
 def test_training_tasks_of_a_transductive_run_are_not_the_held_out_ones():
     cfg = config("none", EMBED, {"arc": {"transductive": True}})
     ds = data.load(cfg.data, cfg.arc).arc[0]
-    assert len(ds.train) == 9 and sorted(trained(ds)) == list(range(6)) and set(trained(ds)) | set(ds.test) == set(ds.train)
+    assert (
+        len(ds.train) == 9
+        and sorted(trained(ds)) == list(range(6))
+        and set(trained(ds)) | set(ds.test) == set(ds.train)
+    )
     split = data.load(cfg.data, cfg.arc).val
     assert sorted(set(split.more["task"])) == list(range(6))
 
@@ -99,22 +123,42 @@ def test_the_mean_context_is_one_of_many_tasks(monkeypatch):
         return (rows["labels"],)
 
     monkeypatch.setattr(arc_report, "solve", solve)
-    net, task = Conditioned.__new__(Conditioned), np.repeat(np.arange(10), 8)  # eight queries of each task, one after the other
-    right = arc_report.ablation(net, None, {"task": task, "labels": task[:, None], "demos": task, "mask": task, "puzzle": task}, WORLD)
-    assert right == {"shuffled": 1, "mean": 1, "zero": 1} and len(batches) == 10  # labels stay with their rows
+    net, task = (
+        Conditioned.__new__(Conditioned),
+        np.repeat(np.arange(10), 8),
+    )  # eight queries of each task, one after the other
+    right = arc_report.ablation(
+        net,
+        None,
+        {"task": task, "labels": task[:, None], "demos": task, "mask": task, "puzzle": task},
+        WORLD,
+    )
+    assert (
+        right == {"shuffled": 1, "mean": 1, "zero": 1} and len(batches) == 10
+    )  # labels stay with their rows
     assert min(len(set(batch)) for batch in batches) > 3
 
 
 def test_score_by_hand():
     labels = np.array([[2, 3, -100], [4, 5, 6]])
     found = score(np.array([[2, 3, 9], [4, 5, 7]]), labels)
-    assert found["exact"] == 0.5 and found["cells"] == pytest.approx((1 + 2 / 3) / 2) and found["n"] == 2 and found["exact_low"] < 0.5 < found["exact_high"]
+    assert (
+        found["exact"] == 0.5
+        and found["cells"] == pytest.approx((1 + 2 / 3) / 2)
+        and found["n"] == 2
+        and found["exact_low"] < 0.5 < found["exact_high"]
+    )
 
 
 def test_another_task_is_another_task():
     task = np.array([3, 3, 5, 5, 5, 7])
     other = another_task(task)
-    assert (task[other] != task).all() and other[0] == 2 and other[5] == 0 and another_task(task[:2]) is None
+    assert (
+        (task[other] != task).all()
+        and other[0] == 2
+        and other[5] == 0
+        and another_task(task[:2]) is None
+    )
 
 
 def test_solve_agrees_with_evaluate_and_with_itself_in_pieces(run):
@@ -126,10 +170,18 @@ def test_solve_agrees_with_evaluate_and_with_itself_in_pieces(run):
     answers, confidence, trace = solve(net, cfg, rows, WORLD)
     result = evaluate(net, dataset.test, cfg, WORLD)
     found = score(answers, rows["labels"])
-    assert result["exact"] == found["exact"] and result["cells"] == pytest.approx(found["cells"]) and result["n"] == len(answers) == 6
+    assert (
+        result["exact"] == found["exact"]
+        and result["cells"] == pytest.approx(found["cells"])
+        and result["n"] == len(answers) == 6
+    )
     pieces = solve(net, replace(cfg, train=replace(cfg.train, batch_size=100)), rows, WORLD)
     assert (pieces[0] == answers).all() and np.allclose(pieces[1], confidence, atol=1e-5)
-    assert trace["context"].shape == (6, 3 * 16) and trace["change"].shape == (6, 1) and (trace["change"] > 0).all()
+    assert (
+        trace["context"].shape == (6, 3 * 16)
+        and trace["change"].shape == (6, 1)
+        and (trace["change"] > 0).all()
+    )
 
 
 def test_wrong_contexts_reach_the_net(run):
@@ -141,40 +193,97 @@ def test_wrong_contexts_reach_the_net(run):
     with pytest.MonkeyPatch.context() as patch:
         for wrong in ("", "mean", "zero"):
             contexts = []
-            patch.setattr(type(net).__mro__[1], "step", lambda self, carry, context, min_steps=None: (contexts.append(context), step(self, carry, context, min_steps))[1])
-            solve(net, replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"]))), rows, WORLD, wrong)
+            patch.setattr(
+                type(net).__mro__[1],
+                "step",
+                lambda self, carry, context, min_steps=None: (
+                    contexts.append(context),
+                    step(self, carry, context, min_steps),
+                )[1],
+            )
+            solve(
+                net,
+                replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"]))),
+                rows,
+                WORLD,
+                wrong,
+            )
             seen[wrong] = contexts[0]
         contexts = []
-        arc_report.ablation(net, replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"]))), rows, WORLD)
+        arc_report.ablation(
+            net, replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"]))), rows, WORLD
+        )
     torch.testing.assert_close(seen["mean"], seen[""].mean(0, keepdim=True).expand_as(seen[""]))
     assert not seen["zero"].any() and seen[""].any()
     mixed = np.random.default_rng(0).permutation(len(rows["task"]))
-    torch.testing.assert_close(contexts[0], seen[""][mixed][another_task(rows["task"][mixed])])  # the other task's, in a static first step
+    torch.testing.assert_close(
+        contexts[0], seen[""][mixed][another_task(rows["task"][mixed])]
+    )  # the other task's, in a static first step
 
 
 def test_context_figures_by_hand():
-    plan = arc.Episodes(np.array([0, 0, 1, 1]), *[np.zeros(4, int)] * 2, np.zeros((4, 1), int), np.zeros((4, 2, 2)))
-    tight = context_figures({"context": np.array([[1.0, 0.1], [1.0, 0.2], [-1.0, 0.1], [-1.0, 0.2]])}, plan)
-    assert tight["between_task"] > 0.98 and tight["retrieval"] == 1 and tight["norm_variance"] == pytest.approx(1.0025 / 2 / (4.1 / 8), rel=1e-3)
-    loose = context_figures({"context": np.array([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.1], [-1.0, 0.1]])}, plan)
+    plan = arc.Episodes(
+        np.array([0, 0, 1, 1]), *[np.zeros(4, int)] * 2, np.zeros((4, 1), int), np.zeros((4, 2, 2))
+    )
+    tight = context_figures(
+        {"context": np.array([[1.0, 0.1], [1.0, 0.2], [-1.0, 0.1], [-1.0, 0.2]])}, plan
+    )
+    assert (
+        tight["between_task"] > 0.98
+        and tight["retrieval"] == 1
+        and tight["norm_variance"] == pytest.approx(1.0025 / 2 / (4.1 / 8), rel=1e-3)
+    )
+    loose = context_figures(
+        {"context": np.array([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.1], [-1.0, 0.1]])}, plan
+    )
     assert loose["between_task"] < 0.02 and loose["retrieval"] == 0
     assert "between_task" not in context_figures({"context": np.eye(3)}, plan[np.array([0, 2, 3])])
-    moved = context_figures({"change": np.array([[0.5, 0.001, 0.001], [0.5, 0.001, 0.5], [0.001] * 3, [0.5, 0.5, 0.0]])}, plan)  # steps 2, 3, 4
-    assert moved["convergence_steps"] == np.mean([3, 5, 2, 4]) and moved["never_converged"] == 0.25 and len(moved["carry_change"]) == 3
+    moved = context_figures(
+        {
+            "change": np.array(
+                [[0.5, 0.001, 0.001], [0.5, 0.001, 0.5], [0.001] * 3, [0.5, 0.5, 0.0]]
+            )
+        },
+        plan,
+    )  # steps 2, 3, 4
+    assert (
+        moved["convergence_steps"] == np.mean([3, 5, 2, 4])
+        and moved["never_converged"] == 0.25
+        and len(moved["carry_change"]) == 3
+    )
 
 
 # ---------------------------------------------------------------- a run's files
+
 
 def test_a_finished_run_says_both_sides_in_its_summary_and_line(run, capsys):
     folder, summary = run
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
     for side, tasks in (("train", 6), ("test", 3)):
         part = summary["arc"][side]
-        assert part["tasks"] == tasks and part["answers"] == 2 * part["queries"] == 4 * tasks and set(part["context"]) == {"true", "shuffled", "mean", "zero"}
-        assert {"norm_variance", "between_task", "retrieval", "convergence_steps", "carry_change", "pass@1", "pass@2_low"} <= set(part)
+        assert (
+            part["tasks"] == tasks
+            and part["answers"] == 2 * part["queries"] == 4 * tasks
+            and set(part["context"]) == {"true", "shuffled", "mean", "zero"}
+        )
+        assert {
+            "norm_variance",
+            "between_task",
+            "retrieval",
+            "convergence_steps",
+            "carry_change",
+            "pass@1",
+            "pass@2_low",
+        } <= set(part)
     assert summary["flop"] == 0 and summary["seconds"]["report"] > 0
     line = training.one_line(summary)
-    assert "held-out tasks" in line and "another task's context" in line and "/3 tasks" in line and "/6 tasks" in line and "% of cells" in line
+    assert (
+        "held-out tasks" in line
+        and "another task's context" in line
+        and "/3 tasks" in line
+        and "/6 tasks" in line
+        and "% of cells" in line
+    )
     with np.load(folder / "answers.npz") as file:
         assert file["test_answers"].shape == file["test_labels"].shape == (6, 16)
     cfg, net, _ = load_run(folder)
@@ -183,15 +292,47 @@ def test_a_finished_run_says_both_sides_in_its_summary_and_line(run, capsys):
 
 def test_a_run_without_encoder_reports_too(tmp_path):
     for mode, context in (("embed", {"true", "shuffled", "zero"}), ("fewshot", None)):
-        summary = tiny.run(tmp_path / mode, **tables("none", {"arc": {"mode": mode}, "train": {"steps": 2}}))
-        assert set(summary["arc"]["test"].get("context", {})) == (context or set()) and summary["flop"] > 0
+        summary = tiny.run(
+            tmp_path / mode, **tables("none", {"arc": {"mode": mode}, "train": {"steps": 2}})
+        )
+        assert (
+            set(summary["arc"]["test"].get("context", {})) == (context or set())
+            and summary["flop"] > 0
+        )
 
 
 def test_training_remembers_and_the_context_is_why(tmp_path):
     """A few tasks are learned by an encoder, not without their context: the whole path is alive."""
-    keys = {"arc": {"side": 3, "rules": "colours", "colours": 4, "train_tasks": 3, "val_tasks": 0, "test_tasks": 1, "rule_queries": 1},
-            "encoder": {"positions": "rope2d", "heads": 2}, "model": {"dim": 32, "positions": "rope2d", "expansion": 2.0, "halting": False, "loss": "softmax"},
-            "train": {"steps": 150, "batch_size": 12, "optimizer": "muon", "muon_lr": 0.01, "lr": 0.005, "warmup": 10, "eval_every": 150, "ema": 0.9, "log_every": 50}}
+    keys = {
+        "arc": {
+            "side": 3,
+            "rules": "colours",
+            "colours": 4,
+            "train_tasks": 3,
+            "val_tasks": 0,
+            "test_tasks": 1,
+            "rule_queries": 1,
+        },
+        "encoder": {"positions": "rope2d", "heads": 2},
+        "model": {
+            "dim": 32,
+            "positions": "rope2d",
+            "expansion": 2.0,
+            "halting": False,
+            "loss": "softmax",
+        },
+        "train": {
+            "steps": 150,
+            "batch_size": 12,
+            "optimizer": "muon",
+            "muon_lr": 0.01,
+            "lr": 0.005,
+            "warmup": 10,
+            "eval_every": 150,
+            "ema": 0.9,
+            "log_every": 50,
+        },
+    }
     summary = tiny.run(tmp_path / "seed0", **tables("standard", keys))
     train = summary["arc"]["train"]
     assert train["exact"] == 1 and train["context"]["shuffled"] < 1 and train["n"] == 3, train
@@ -200,49 +341,85 @@ def test_training_remembers_and_the_context_is_why(tmp_path):
 
 # ---------------------------------------------------------------- probes and test-time training
 
+
 def test_probes_of_a_run(run, capsys):
     folder, summary = run
     assert probes.main([str(folder)]) == 0
     found = json.loads((folder / "probes.json").read_text())
-    assert set(found["demos"]["test"]) == {"0", "1", "2"} and found["demos"]["test"]["2"]["exact"] == summary["arc"]["test"]["exact"]
-    assert found["order"]["reversed"] < 1e-4 and found["order"]["twice"] < 1e-4 and found["noise"] == 0
+    assert (
+        set(found["demos"]["test"]) == {"0", "1", "2"}
+        and found["demos"]["test"]["2"]["exact"] == summary["arc"]["test"]["exact"]
+    )
+    assert (
+        found["order"]["reversed"] < 1e-4 and found["order"]["twice"] < 1e-4 and found["noise"] == 0
+    )
     assert found["context"]["train"] == summary["arc"]["train"]["context"]
-    assert len(found["gradient"]["context_over_question"]) == 2 and min(found["gradient"]["context_over_question"]) > 0
-    assert {"tokens", "out", "first", "reader.blocks.0"} & set(found["gradient"]["parts"]) and -1 <= found["gradient"]["cosine_between_tasks"] <= 1
-    assert 1 <= found["interface"]["rank_over_positions"] <= 3 and found["interface"]["context_size"] == pytest.approx(4.0, rel=0.01)
+    assert (
+        len(found["gradient"]["context_over_question"]) == 2
+        and min(found["gradient"]["context_over_question"]) > 0
+    )
+    assert {"tokens", "out", "first", "reader.blocks.0"} & set(
+        found["gradient"]["parts"]
+    ) and -1 <= found["gradient"]["cosine_between_tasks"] <= 1
+    assert 1 <= found["interface"]["rank_over_positions"] <= 3 and found["interface"][
+        "context_size"
+    ] == pytest.approx(4.0, rel=0.01)
     assert "by demonstrations shown: 0:" in capsys.readouterr().out
 
 
 def test_probes_look_at_many_tasks():
     task = np.repeat(np.arange(8), 60)  # sixty queries of each task, one after the other
-    assert probes.tensors({"task": task}, 8)["task"].tolist() == list(range(8)) and len(probes.tensors({"task": task[:5]})["task"]) == 5
+    assert (
+        probes.tensors({"task": task}, 8)["task"].tolist() == list(range(8))
+        and len(probes.tensors({"task": task[:5]})["task"]) == 5
+    )
 
 
 def test_probes_compare_with_an_embedding(run, tmp_path):
-    tiny.run(tmp_path / "seed0", **tables("none", EMBED, {"train": {"steps": 3}, "arc": {"rules": "moves+colours"}}))
+    tiny.run(
+        tmp_path / "seed0",
+        **tables("none", EMBED, {"train": {"steps": 3}, "arc": {"rules": "moves+colours"}}),
+    )
     found = probes.probe(run[0], tmp_path / "seed0")["interface"]
     assert {"embedding_size", "frechet", "cosine_of_means"} <= set(found) and found["frechet"] > 0
-    assert probes.frechet(torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.randn(9, 2, generator=torch.Generator().manual_seed(0))) == pytest.approx(0, abs=1e-6)
+    assert probes.frechet(
+        torch.randn(9, 2, generator=torch.Generator().manual_seed(0)),
+        torch.randn(9, 2, generator=torch.Generator().manual_seed(0)),
+    ) == pytest.approx(0, abs=1e-6)
     assert probes.main([str(run[0]), "--against", str(run[0])]) == 2
 
 
 def test_probes_notice_a_sampling_encoder(tmp_path):
     folder = tmp_path / "seed0"
-    tiny.run(folder, **tables("lpn_variational", {"train": {"steps": 2}, "encoder": {"gain": 50.0, "normalize": False}}))
+    tiny.run(
+        folder,
+        **tables(
+            "lpn_variational",
+            {"train": {"steps": 2}, "encoder": {"gain": 50.0, "normalize": False}},
+        ),
+    )
     found = probes.probe(folder)
     assert 0 < found["noise"] <= 1
 
 
 def test_probes_and_adapt_refuse_in_one_sentence(run, tmp_path, capsys):
     tiny.run(tmp_path / "sudoku", train={"steps": 1})
-    for program, words in ((probes, [tmp_path / "sudoku"]), (probes, [tmp_path / "no"]), (adapt, [tmp_path / "sudoku"]), (adapt, [run[0], "--steps=a"]), (probes, [])):
+    for program, words in (
+        (probes, [tmp_path / "sudoku"]),
+        (probes, [tmp_path / "no"]),
+        (adapt, [tmp_path / "sudoku"]),
+        (adapt, [run[0], "--steps=a"]),
+        (probes, []),
+    ):
         capsys.readouterr()
         assert program.main([str(w) for w in words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("program, words", [(probes, []), (adapt, ["--steps=0", "--tasks=1"])])
-def test_a_folder_that_cannot_be_written_ends_in_one_sentence(program, words, run, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
+    program, words, run, monkeypatch, capsys
+):
     def full(path, write):
         raise training.TrainingError(f"cannot write {path} (No space left on device)")
 
@@ -262,14 +439,23 @@ def test_test_time_training_starts_where_the_run_ended_and_never_sees_a_query(ru
     monkeypatch.setattr(adapt, "train_step", look)
     assert adapt.main([str(folder), "--steps", "0,4", "--lr", "0.01"]) == 0
     found = json.loads((folder / "adapt.json").read_text())
-    assert found["steps"]["0"]["exact"] == summary["arc"]["test"]["exact"] and found["tasks"] == 3 and "test-time training" in found["mode"]
+    assert (
+        found["steps"]["0"]["exact"] == summary["arc"]["test"]["exact"]
+        and found["tasks"] == 3
+        and "test-time training" in found["mode"]
+    )
     for key in ("pass@1", "tasks", "answers"):
         assert found["steps"]["0"][key] == summary["arc"]["test"][key]
     cfg, _, _ = load_run(folder)
     ds = data.load(cfg.data, cfg.arc).arc[0]
-    assert len(asked) == 3 * 4 and [int(b["task"].unique()) for b in asked] == [int(t) for t in ds.test for _ in range(4)]
+    assert len(asked) == 3 * 4 and [int(b["task"].unique()) for b in asked] == [
+        int(t) for t in ds.test for _ in range(4)
+    ]
     shown = {b["inputs"][i].numpy().tobytes() for b in asked for i in range(len(b["task"]))}
-    queries = {grid.astype(np.int64).tobytes() for grid in arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, ds.test, 1))["inputs"]}
+    queries = {
+        grid.astype(np.int64).tobytes()
+        for grid in arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, ds.test, 1))["inputs"]
+    }
     assert not shown & queries
 
 
@@ -277,13 +463,25 @@ def test_test_time_training_learns_and_resets(run):
     folder, _ = run
     before = Path(folder / "best.pt").read_bytes()
     found = adapt.adapt(folder, [0, 60], lr=0.02)
-    assert found["steps"]["60"]["cells"] > found["steps"]["0"]["cells"] and Path(folder / "best.pt").read_bytes() == before
+    assert (
+        found["steps"]["60"]["cells"] > found["steps"]["0"]["cells"]
+        and Path(folder / "best.pt").read_bytes() == before
+    )
     one = adapt.adapt(folder, [5], tasks=1, lr=0.02)
     again = adapt.adapt(folder, [5], tasks=2, lr=0.02)
-    assert one["tasks"] == 1 and again["tasks"] == 2 and again["steps"]["5"]["n"] == 2 * one["steps"]["5"]["n"]
+    assert (
+        one["tasks"] == 1
+        and again["tasks"] == 2
+        and again["steps"]["5"]["n"] == 2 * one["steps"]["5"]["n"]
+    )
 
 
 def test_a_bad_folder_stays_one_sentence(tmp_path, capsys):
-    path = tiny.entry(tmp_path, **tables("standard", {"arc": {"train": str(tmp_path / "no"), "test": str(tmp_path / "no")}}))
+    path = tiny.entry(
+        tmp_path,
+        **tables(
+            "standard", {"arc": {"train": str(tmp_path / "no"), "test": str(tmp_path / "no")}}
+        ),
+    )
     assert main([str(path), f"--out={tmp_path / 'runs'}"]) == 2
     assert "is no folder" in capsys.readouterr().err

@@ -12,17 +12,25 @@ from layers import RMSNorm
 from model import TRM, ModelConfig, Shape, trm_loss
 
 SMALL = {"dim": 16, "n_layers": 2, "heads": 2, "T": 2, "n": 2, "multiple": 8, "expansion": 2.0}
-NETS = [{"mixer": "attention", "prefix": 3, "heads": 2}, {"mixer": "attention", "positions": "rope2d", "prefix": 2, "q_from": "mean"},
-        {"mixer": "mlp", "positions": "none", "prefix": 1, "grad_cycles": 2}, {"mixer": "mlp", "positions": "learned", "prefix": 0},
-        {"mixer": "conv", "positions": "none", "prefix": 0, "loss": "softmax"}, {"mixer": "conv+attention", "prefix": 2},
-        {"mixer": "pool", "positions": "none", "prefix": 0}, {"mixer": "pool", "per_digit": True, "positions": "none", "prefix": 0}]
+NETS = [
+    {"mixer": "attention", "prefix": 3, "heads": 2},
+    {"mixer": "attention", "positions": "rope2d", "prefix": 2, "q_from": "mean"},
+    {"mixer": "mlp", "positions": "none", "prefix": 1, "grad_cycles": 2},
+    {"mixer": "mlp", "positions": "learned", "prefix": 0},
+    {"mixer": "conv", "positions": "none", "prefix": 0, "loss": "softmax"},
+    {"mixer": "conv+attention", "prefix": 2},
+    {"mixer": "pool", "positions": "none", "prefix": 0},
+    {"mixer": "pool", "per_digit": True, "positions": "none", "prefix": 0},
+]
 
 
 def a_net(model: dict) -> tuple:
     cfg = tiny.config(model=tiny.ENTRY["model"] | SMALL | model, train={"batch_size": 3})
     torch.manual_seed(1)
     net = TRM(cfg.model, Shape(16, 6, 1, 2, 2))
-    batch = {k: torch.randint(low, 6, (3, 16)) for k, low in (("inputs", 1), ("labels", 2))} | {"puzzle": torch.zeros(3, dtype=torch.long)}
+    batch = {k: torch.randint(low, 6, (3, 16)) for k, low in (("inputs", 1), ("labels", 2))} | {
+        "puzzle": torch.zeros(3, dtype=torch.long)
+    }
     return cfg, net, batch
 
 
@@ -39,24 +47,43 @@ def test_the_textbook_step_has_our_loss_and_our_gradients(model):
     torch.testing.assert_close(out.logits, logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(loss.double(), theirs.double(), rtol=1e-5, atol=0)
     for name, p in net.named_parameters():
-        torch.testing.assert_close(p.grad, book.w[name].grad, rtol=1e-3, atol=1e-4 * p.grad.abs().max().item(), msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            p.grad,
+            book.w[name].grad,
+            rtol=1e-3,
+            atol=1e-4 * p.grad.abs().max().item(),
+            msg=lambda m: f"{name}: {m}",
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_rms_norm_and_its_gradient_are_those_of_torch(dtype):
-    h, d = torch.randn(5, 7, 33, dtype=dtype, requires_grad=True), torch.randn(5, 7, 33, dtype=dtype)
+    h, d = (
+        torch.randn(5, 7, 33, dtype=dtype, requires_grad=True),
+        torch.randn(5, 7, 33, dtype=dtype),
+    )
     ours, theirs = RMSNorm.apply(h), F.rms_norm(h, (33,), eps=1e-5)
     ours_d, theirs_d = (torch.autograd.grad(out, h, d)[0] for out in (ours, theirs))
     assert ours.dtype == ours_d.dtype == dtype
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(ours_d, theirs_d, **({"rtol": 0.03, "atol": 0.03} if dtype == torch.bfloat16 else {}))
+    torch.testing.assert_close(
+        ours_d, theirs_d, **({"rtol": 0.03, "atol": 0.03} if dtype == torch.bfloat16 else {})
+    )
 
 
-@pytest.mark.parametrize("name, model, shape, batch, tera", [  # forward FLOP of one net call, computed by hand
-    ("Sudoku mixer", {"mixer": "mlp"}, Shape(81, 11), 768, 0.937), ("Maze-Hard", {}, Shape(900, 6), 768, 12.23),
-    ("small maze", {"dim": 128}, Shape(100, 6), 64, 0.00867), ("small mixer", {"dim": 128, "mixer": "mlp"}, Shape(81, 11), 64, 0.00976)])
+@pytest.mark.parametrize(
+    "name, model, shape, batch, tera",
+    [  # forward FLOP of one net call, computed by hand
+        ("Sudoku mixer", {"mixer": "mlp"}, Shape(81, 11), 768, 0.937),
+        ("Maze-Hard", {}, Shape(900, 6), 768, 12.23),
+        ("small maze", {"dim": 128}, Shape(100, 6), 64, 0.00867),
+        ("small mixer", {"dim": 128, "mixer": "mlp"}, Shape(81, 11), 64, 0.00976),
+    ],
+)
 def test_flop_of_known_nets(name, model, shape, batch, tera):
-    assert bench.net_flop(ModelConfig(**model), shape, batch) / 1e12 == pytest.approx(tera, rel=1e-3)
+    assert bench.net_flop(ModelConfig(**model), shape, batch) / 1e12 == pytest.approx(
+        tera, rel=1e-3
+    )
 
 
 def test_flop_follow_the_recursion():
@@ -72,12 +99,16 @@ def test_arms_are_measured_and_written_down(tmp_path, capsys):
     assert bench.main([*call, "--arms", "eager", "--batch", "2"]) == 0
     printed = capsys.readouterr().out
     assert "reference" in printed and "ms/puzzle" in printed
-    (key, result), = json.loads(out.read_text()).items()  # one key per net and device: the second call replaces the first
+    ((key, result),) = json.loads(
+        out.read_text()
+    ).items()  # one key per net and device: the second call replaces the first
     assert str(entry) in key and result["batch"] == 2 and list(result["arms"]) == ["eager"]
     eager = result["arms"]["eager"]
     assert len(eager["every_step"]) == 2 and eager["accumulate"] == 2
     assert 0 < eager["share_of_matmul_peak"] < 1
-    assert eager["flop_per_second"] == pytest.approx(result["flop_per_step"] / eager["seconds_per_step"])
+    assert eager["flop_per_second"] == pytest.approx(
+        result["flop_per_step"] / eager["seconds_per_step"]
+    )
     assert {"commit", "torch", "hardware", "threads"} <= result.keys()
 
 
@@ -85,7 +116,21 @@ def test_arms_that_make_no_sense_here_say_why(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "cpu_has_bf16", lambda: False)
     monkeypatch.setattr(bench, "ARMS", ["reference", "eager", "bf16"])
     entry = tiny.entry(tmp_path, model={"norm": "layer"})
-    assert bench.main(["--net", str(entry), "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "b.json")]) == 0
+    assert (
+        bench.main(
+            [
+                "--net",
+                str(entry),
+                "--steps",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "b.json"),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "no bf16 units" in printed and "model.norm" in printed
 
@@ -96,9 +141,15 @@ def test_arms_that_disagree_are_an_error():
         bench.check_agreement({"reference": 1.0, "eager": 1.01}, exact=True)
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--net", "maze_atention"], "unknown net 'maze_atention'"), (["--arms", "eagr"], "unknown arm 'eagr'"), (["--steps", "0"], "at least 1"),
-    (["--net", "nothing.toml"], "cannot read the entry")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--net", "maze_atention"], "unknown net 'maze_atention'"),
+        (["--arms", "eagr"], "unknown arm 'eagr'"),
+        (["--steps", "0"], "at least 1"),
+        (["--net", "nothing.toml"], "cannot read the entry"),
+    ],
+)
 def test_bad_words_are_one_sentence(words, message, tmp_path, capsys):
     assert bench.main([*words, "--out", str(tmp_path / "b.json")]) == 2
     assert message in capsys.readouterr().err

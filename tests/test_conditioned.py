@@ -53,11 +53,35 @@ from model import TRM, Output, Shape
 from puzzles import UserError
 from train import Config, main
 
-ARC = {"data": {"task": "arc", "size": 30, "train_rows": 1000, "val_rows": 0, "test_rows": 0},
-       "model": {"mixer": "attention", "positions": "rope", "prefix": 3, "q_from": "first", "n_sup": 2},
-       "arc": {"side": 4, "grid": 3, "colours": 3, "train_tasks": 6, "val_tasks": 2, "test_tasks": 3, "rules": "moves", "demos": 2},
-       "encoder": {"kind": "standard", "heads": 2, "multiple": 8, "expansion": 1.0, "layers": 1, "small": 8},
-       "train": {"steps": 6, "eval_every": 3}}
+ARC = {
+    "data": {"task": "arc", "size": 30, "train_rows": 1000, "val_rows": 0, "test_rows": 0},
+    "model": {
+        "mixer": "attention",
+        "positions": "rope",
+        "prefix": 3,
+        "q_from": "first",
+        "n_sup": 2,
+    },
+    "arc": {
+        "side": 4,
+        "grid": 3,
+        "colours": 3,
+        "train_tasks": 6,
+        "val_tasks": 2,
+        "test_tasks": 3,
+        "rules": "moves",
+        "demos": 2,
+    },
+    "encoder": {
+        "kind": "standard",
+        "heads": 2,
+        "multiple": 8,
+        "expansion": 1.0,
+        "layers": 1,
+        "small": 8,
+    },
+    "train": {"steps": 6, "eval_every": 3},
+}
 CELLS = {"model": {"prefix": 2 * 2 * 16}}
 EMBED = {"arc": {"mode": "embed", "val_tasks": 0}}
 NONE = {"encoder": {k: v for k, v in vars(EncoderConfig()).items() if k in ARC["encoder"]}}
@@ -80,7 +104,9 @@ def config(kind: str = "standard", *more: dict) -> Config:
 def start(cfg: Config, folder, seed: int = 0):
     """A run in memory and its feed."""
     ds = data.load(cfg.data, cfg.arc)
-    run = training.make_run(cfg, folder, training.make_world(cfg.train), Shape(**ds.shape), ds.held_out_tasks())
+    run = training.make_run(
+        cfg, folder, training.make_world(cfg.train), Shape(**ds.shape), ds.held_out_tasks()
+    )
     return run, data.batches(ds, cfg.data, cfg.train.batch_size, cfg.seed, 0)
 
 
@@ -98,6 +124,7 @@ def stop_after(monkeypatch, steps: int) -> None:
 
 # ---------------------------------------------------------------- gradients
 
+
 @pytest.mark.parametrize("kind", FAMILY)
 def test_gradient_reaches_every_encoder_for_20_steps(kind, tmp_path, monkeypatch):
     cfg = config(kind, {"train": {"steps": 20}})
@@ -106,8 +133,11 @@ def test_gradient_reaches_every_encoder_for_20_steps(kind, tmp_path, monkeypatch
 
     def look(params, world):
         fresh = run.step % cfg.model.n_sup == 0
-        silent.extend((run.step, name) for name, p in run.net.encoder.named_parameters()
-                      if not p.grad.any() and (fresh or name != "first"))  # a learned first state is used where a slot is new
+        silent.extend(
+            (run.step, name)
+            for name, p in run.net.encoder.named_parameters()
+            if not p.grad.any() and (fresh or name != "first")
+        )  # a learned first state is used where a slot is new
         seen(params, world)
 
     monkeypatch.setattr(training, "average_gradients", look)
@@ -115,7 +145,10 @@ def test_gradient_reaches_every_encoder_for_20_steps(kind, tmp_path, monkeypatch
         run.sums = {}
         training.train_step(run, feed)
         line = training.train_line(run)
-        assert line["encoder_coverage"] == 1 and 0 < line["encoder_gradient_share"] < 1, (step, line)
+        assert line["encoder_coverage"] == 1 and 0 < line["encoder_gradient_share"] < 1, (
+            step,
+            line,
+        )
     feed.close()
     assert not silent, silent
 
@@ -133,13 +166,17 @@ def test_gradient_share_is_taken_before_clipping(tmp_path):
 
 # ---------------------------------------------------------------- slots
 
+
 @pytest.mark.parametrize("kind", ["standard", *RECURRENT])
 def test_a_new_slot_starts_afresh_whatever_its_neighbours_do(kind, tmp_path):
     cfg = config(kind, {"model": {"n_sup": 9, "T": 1}, "train": {"batch_size": 6}})
     ds = data.load(cfg.data, cfg.arc)
     torch.manual_seed(1)
     net = training.make_net(cfg, Shape(**ds.shape), torch.float32).train()
-    one, two = ({k: data.tensor(v) for k, v in data.draw(ds, cfg.data, 6, 0, step).items()} for step in (0, 1))
+    one, two = (
+        {k: data.tensor(v) for k, v in data.draw(ds, cfg.data, 6, 0, step).items()}
+        for step in (0, 1)
+    )
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         _, alone = net.step(net.refill(net.start(two), two))
@@ -153,7 +190,9 @@ def test_a_new_slot_starts_afresh_whatever_its_neighbours_do(kind, tmp_path):
             torch.testing.assert_close(out.logits[new], alone.logits[new], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(out.logits[~new], on.logits[~new], rtol=1e-5, atol=1e-5)
             if kind in RECURRENT and (~new).any():
-                assert (out.aux["context"][~new] - going.aux["context"][~new]).abs().max() > 1e-4  # and running ones went on
+                assert (
+                    out.aux["context"][~new] - going.aux["context"][~new]
+                ).abs().max() > 1e-4  # and running ones went on
 
 
 def test_a_slot_keeps_its_demonstrations_and_labels_until_it_halts(tmp_path):
@@ -163,15 +202,27 @@ def test_a_slot_keeps_its_demonstrations_and_labels_until_it_halts(tmp_path):
         training.train_step(run, feed)
         batch = data.draw(data.load(cfg.data, cfg.arc), cfg.data, 4, 0, step - step % 3)
         for key, value in batch.items():
-            np.testing.assert_array_equal(run.carry.batch[key].numpy(), value, err_msg=f"{step} {key}")
-        assert set(batch) >= {"inputs", "labels", "demos", "mask", "task", "puzzle"} and run.carry.state.shape == (4, 3, 16)
+            np.testing.assert_array_equal(
+                run.carry.batch[key].numpy(), value, err_msg=f"{step} {key}"
+            )
+        assert set(batch) >= {
+            "inputs",
+            "labels",
+            "demos",
+            "mask",
+            "task",
+            "puzzle",
+        } and run.carry.state.shape == (4, 3, 16)
     feed.close()
 
 
 def test_episodes_are_a_function_of_seed_and_step_and_divide_among_ranks():
     cfg = config()
     ds = data.load(cfg.data, cfg.arc)
-    whole, parts = data.draw(ds, cfg.data, 4, 3, 5), [data.draw(ds, cfg.data, 4, 3, 5, rank, 2) for rank in (0, 1)]
+    whole, parts = (
+        data.draw(ds, cfg.data, 4, 3, 5),
+        [data.draw(ds, cfg.data, 4, 3, 5, rank, 2) for rank in (0, 1)],
+    )
     for key in whole:
         np.testing.assert_array_equal(whole[key], np.concatenate([p[key] for p in parts]))
     assert any((whole[k] != v).any() for k, v in data.draw(ds, cfg.data, 4, 3, 6).items())
@@ -179,11 +230,32 @@ def test_episodes_are_a_function_of_seed_and_step_and_divide_among_ranks():
 
 # ---------------------------------------------------------------- the same bits
 
-@pytest.mark.parametrize("kind, more", [
-    ("recurrent_standard", {"train": {"optimizer": "muon"}, "model": {"n_sup": 4, "explore": 0.5}}),
-    ("trm_style", {"train": {"accumulate": 2, "optimizer": "adam_atan2"}, "encoder": {"freeze_steps": 3, "gain_learned": True}}),
-    ("hybrid_variational", {"train": {"grokfast": "ema", "clip": 1.0}, "encoder": {"freeze_decoder_steps": 4}, "arc": {"mode": "loo"}})],
-    ids=["recurrent", "trm_style", "variational"])
+
+@pytest.mark.parametrize(
+    "kind, more",
+    [
+        (
+            "recurrent_standard",
+            {"train": {"optimizer": "muon"}, "model": {"n_sup": 4, "explore": 0.5}},
+        ),
+        (
+            "trm_style",
+            {
+                "train": {"accumulate": 2, "optimizer": "adam_atan2"},
+                "encoder": {"freeze_steps": 3, "gain_learned": True},
+            },
+        ),
+        (
+            "hybrid_variational",
+            {
+                "train": {"grokfast": "ema", "clip": 1.0},
+                "encoder": {"freeze_decoder_steps": 4},
+                "arc": {"mode": "loo"},
+            },
+        ),
+    ],
+    ids=["recurrent", "trm_style", "variational"],
+)
 def test_a_stopped_run_ends_with_the_same_bits(kind, more, tmp_path, monkeypatch):
     keys = tables(kind, {"train": {"steps": 7, "eval_every": 5}}, more)
     tiny.run(tmp_path / "whole", **keys)
@@ -201,7 +273,13 @@ def test_a_stopped_run_ends_with_the_same_bits(kind, more, tmp_path, monkeypatch
 def test_a_lookup_encoder_trains_to_the_bits_of_the_puzzle_embedding(tmp_path):
     for kind in ("none", "lookup"):
         tiny.run(tmp_path / kind, **tables(kind, EMBED))
-    one, two = ([{k: v for k, v in line.items() if not k.startswith("encoder_")} for line in tiny.lines(tmp_path / kind)] for kind in ("none", "lookup"))
+    one, two = (
+        [
+            {k: v for k, v in line.items() if not k.startswith("encoder_")}
+            for line in tiny.lines(tmp_path / kind)
+        ]
+        for kind in ("none", "lookup")
+    )
     assert one == two and one[-1]["step"] == 6
     a, b = (tiny.checkpoint(tmp_path / kind, "best.pt")["raw"] for kind in ("none", "lookup"))
     assert torch.equal(a["puzzles"], b["encoder.puzzles"]) and a["puzzles"].any()
@@ -210,47 +288,80 @@ def test_a_lookup_encoder_trains_to_the_bits_of_the_puzzle_embedding(tmp_path):
 def test_accumulating_encoder_pieces_changes_nothing_but_rounding(tmp_path):
     lines = []
     for pieces in (1, 2):
-        tiny.run(tmp_path / str(pieces), **tables("recurrent_standard", {"train": {"accumulate": pieces, "steps": 4}}))
+        tiny.run(
+            tmp_path / str(pieces),
+            **tables("recurrent_standard", {"train": {"accumulate": pieces, "steps": 4}}),
+        )
         lines.append(tiny.lines(tmp_path / str(pieces), "train"))
     for one, two in zip(*lines, strict=True):
         assert one.keys() == two.keys()
-        for key in ("loss", "encoder_rms", "encoder_gradient_share", "encoder_coverage", "encoder_carry_rms"):
+        for key in (
+            "loss",
+            "encoder_rms",
+            "encoder_gradient_share",
+            "encoder_coverage",
+            "encoder_carry_rms",
+        ):
             assert two[key] == pytest.approx(one[key], rel=2e-3), key
 
 
 # ---------------------------------------------------------------- who learns, and how fast
 
+
 def moved(before: dict, after: dict) -> set[str]:
-    return {"encoder" if k.startswith("encoder.") else "decoder" for k in after if after[k].is_floating_point() and not torch.equal(before[k], after[k])}
+    return {
+        "encoder" if k.startswith("encoder.") else "decoder"
+        for k in after
+        if after[k].is_floating_point() and not torch.equal(before[k], after[k])
+    }
 
 
-@pytest.mark.parametrize("keys, parts", [({"freeze_steps": 2}, [{"decoder"}] * 2 + [{"encoder", "decoder"}]),
-                                         ({"freeze_decoder_steps": 2}, [{"encoder"}] * 2 + [{"encoder", "decoder"}]),
-                                         ({"frozen": True}, [{"decoder"}] * 3), ({}, [{"encoder", "decoder"}] * 3)])
+@pytest.mark.parametrize(
+    "keys, parts",
+    [
+        ({"freeze_steps": 2}, [{"decoder"}] * 2 + [{"encoder", "decoder"}]),
+        ({"freeze_decoder_steps": 2}, [{"encoder"}] * 2 + [{"encoder", "decoder"}]),
+        ({"frozen": True}, [{"decoder"}] * 3),
+        ({}, [{"encoder", "decoder"}] * 3),
+    ],
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "adam_atan2"])
 def test_freezing_freezes_just_that(keys, parts, optimizer, tmp_path):
-    run, feed = start(config("standard", {"encoder": keys, "train": {"optimizer": optimizer}}), tmp_path)
+    run, feed = start(
+        config("standard", {"encoder": keys, "train": {"optimizer": optimizer}}), tmp_path
+    )
     for expected in parts:
         before = {k: v.clone() for k, v in run.net.state_dict().items()}
         training.train_step(run, feed)
         assert moved(before, run.net.state_dict()) == expected
     feed.close()
-    if keys.get("freeze_steps"):  # and nothing was stored up meanwhile: its first moment is of one gradient
+    if keys.get(
+        "freeze_steps"
+    ):  # and nothing was stored up meanwhile: its first moment is of one gradient
         names = {id(p): n for n, p in run.net.named_parameters()}
         for optimizer in run.optimizers:
-            counts = {names[id(p)].split(".")[0] == "encoder": s["step"] for p, s in optimizer.state.items() if "step" in s}
+            counts = {
+                names[id(p)].split(".")[0] == "encoder": s["step"]
+                for p, s in optimizer.state.items()
+                if "step" in s
+            }
             assert not counts or (counts[True], counts[False]) == (1, 3)
 
 
 def test_rates_are_multiples_for_groups_of_one_optimizer(tmp_path):
     moves = []
     for keys in ({}, {"lr": 0.5}, {"decoder_lr": 0.25}):
-        run, feed = start(config("standard", {"encoder": keys, "train": {"warmup": 0, "weight_decay": 0.0}}), tmp_path)
+        run, feed = start(
+            config("standard", {"encoder": keys, "train": {"warmup": 0, "weight_decay": 0.0}}),
+            tmp_path,
+        )
         before = {k: v.clone() for k, v in run.net.named_parameters()}
         training.train_step(run, feed)
         feed.close()
         assert len(run.optimizers) == 1 and len(run.optimizers[0].param_groups) == 2
-        moves.append({k: (v - before[k]).detach().abs().max().item() for k, v in run.net.named_parameters()})
+        moves.append(
+            {k: (v - before[k]).detach().abs().max().item() for k, v in run.net.named_parameters()}
+        )
     for name, whole in moves[0].items():
         encoder = name.startswith("encoder.")
         assert moves[1][name] == pytest.approx(whole * (0.5 if encoder else 1), rel=1e-3), name
@@ -261,34 +372,66 @@ def test_kl_enters_the_loss_once_per_row(tmp_path):
     totals = {}
     for size in (4, 8):
         for weight in (0.0, 0.1):
-            run, feed = start(config("lpn_variational", {"encoder": {"kl_weight": weight}, "train": {"batch_size": size}}), tmp_path)
+            run, feed = start(
+                config(
+                    "lpn_variational",
+                    {"encoder": {"kl_weight": weight}, "train": {"batch_size": size}},
+                ),
+                tmp_path,
+            )
             training.train_step(run, feed)
             feed.close()
             totals[size, weight] = training.train_line(run)
     for size in (4, 8):
         plain, with_kl = totals[size, 0.0], totals[size, 0.1]
-        assert with_kl["kl_loss"] == pytest.approx(plain["kl_loss"], rel=1e-5) and plain["kl_loss"] > 0.1
+        assert (
+            with_kl["kl_loss"] == pytest.approx(plain["kl_loss"], rel=1e-5)
+            and plain["kl_loss"] > 0.1
+        )
         assert with_kl["loss"] - plain["loss"] == pytest.approx(0.1 * plain["kl_loss"], rel=1e-3)
 
 
 # ---------------------------------------------------------------- figures
 
+
 def test_health_by_hand():
-    context = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[3.0, 1.0], [1.0, 3.0]], [[2.0, 2.0], [1.0, -1.0]]], requires_grad=True)
+    context = torch.tensor(
+        [[[1.0, 1.0], [1.0, 1.0]], [[3.0, 1.0], [1.0, 3.0]], [[2.0, 2.0], [1.0, -1.0]]],
+        requires_grad=True,
+    )
     state = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]], [[1.0, 1.0]]])
     before = torch.tensor([[[3.0, 4.0]], [[0.0, 1.0]], [[9.0, 9.0]]])
     used = 1.0 * context
-    out = Output(None, None, None, aux={"context": used, "fresh": torch.tensor([False, False, True]), "before": before})
+    out = Output(
+        None,
+        None,
+        None,
+        aux={"context": used, "fresh": torch.tensor([False, False, True]), "before": before},
+    )
     sums = health(out, training.Carry(None, None, None, None, {}, state), 1)
     (used * torch.tensor([1.0, 0.0, 2.0])[:, None, None]).sum().backward()
     square = float((context.detach() ** 2).mean())
     c = context.detach().numpy()
-    assert sums["encoder_rms"] == pytest.approx(3 * square**0.5) and sums["encoder_variance"] == pytest.approx(3 * c.var(0).mean() / square)
-    assert sums["encoder_diversity"] == pytest.approx(3 * c.var(1).mean() / square, rel=1e-5) and sums["encoder_coverage"] == 2
+    assert sums["encoder_rms"] == pytest.approx(3 * square**0.5) and sums[
+        "encoder_variance"
+    ] == pytest.approx(3 * c.var(0).mean() / square)
+    assert (
+        sums["encoder_diversity"] == pytest.approx(3 * c.var(1).mean() / square, rel=1e-5)
+        and sums["encoder_coverage"] == 2
+    )
     assert sums["encoder_carry_rms"] == pytest.approx((25 / 2) ** 0.5 + 2**0.5 + 1, rel=1e-5)
-    assert sums["encoder_carry_change"] == pytest.approx(0 + 1.0) and sums["encoder_going"] == 2  # the fresh row does not count
-    twice = health(Output(None, None, None, aux={"context": 2 * context, "fresh": out.aux["fresh"]}), training.Carry(None, None, None, None, {}), 1)
-    assert twice["encoder_variance"] == pytest.approx(float(sums["encoder_variance"]), rel=1e-5) and "encoder_carry_rms" not in twice
+    assert (
+        sums["encoder_carry_change"] == pytest.approx(0 + 1.0) and sums["encoder_going"] == 2
+    )  # the fresh row does not count
+    twice = health(
+        Output(None, None, None, aux={"context": 2 * context, "fresh": out.aux["fresh"]}),
+        training.Carry(None, None, None, None, {}),
+        1,
+    )
+    assert (
+        twice["encoder_variance"] == pytest.approx(float(sums["encoder_variance"]), rel=1e-5)
+        and "encoder_carry_rms" not in twice
+    )
     assert change(2 * before, before).tolist() == pytest.approx([1, 1, 1])
 
 
@@ -299,10 +442,15 @@ def test_every_kind_is_what_the_entry_says(kind):
     if kind == "none":
         assert type(net) is TRM
     else:
-        assert type(net) is Conditioned and net.encoder.cfg == cfg.encoder and net.encoder.join == FAMILY[kind][2]
+        assert (
+            type(net) is Conditioned
+            and net.encoder.cfg == cfg.encoder
+            and net.encoder.join == FAMILY[kind][2]
+        )
 
 
 # ---------------------------------------------------------------- a decoder from another run
+
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory):
@@ -312,7 +460,10 @@ def decoder(tmp_path_factory):
 
 
 def test_a_decoder_is_where_training_starts(decoder, tmp_path):
-    run, feed = start(config("standard", {"encoder": {"decoder": str(decoder)}, "arc": {"val_tasks": 0}}), tmp_path)
+    run, feed = start(
+        config("standard", {"encoder": {"decoder": str(decoder)}, "arc": {"val_tasks": 0}}),
+        tmp_path,
+    )
     feed.close()
     theirs, ours = tiny.checkpoint(decoder, "best.pt")["ema"], run.net.state_dict()
     same = {k for k in ours if k in theirs and torch.equal(ours[k], theirs[k])}
@@ -323,10 +474,17 @@ def test_a_decoder_is_where_training_starts(decoder, tmp_path):
 def test_a_decoder_that_does_not_fit_is_refused(decoder, tmp_path):
     shape = Shape(16, 5)
     model = config().model
-    for keys, words in (({"n_layers": 2}, "lacks 'net.blocks.1"), ({"multiple": 64}, "expected (64, 16)"), ({"n": 2}, "was trained with model.n = 1"),
-                          ({"T": 1}, "was trained with model.T = 2"), ({"two_nets": True}, "lacks 'net_y")):
+    for keys, words in (
+        ({"n_layers": 2}, "lacks 'net.blocks.1"),
+        ({"multiple": 64}, "expected (64, 16)"),
+        ({"n": 2}, "was trained with model.n = 1"),
+        ({"T": 1}, "was trained with model.T = 2"),
+        ({"two_nets": True}, "lacks 'net_y"),
+    ):
         with pytest.raises(UserError, match=".") as error:
-            load_decoder(Conditioned(replace(model, **keys), config().encoder, shape), str(decoder), set())
+            load_decoder(
+                Conditioned(replace(model, **keys), config().encoder, shape), str(decoder), set()
+            )
         assert words.split("expected (")[0] in str(error.value), (keys, str(error.value))
     with pytest.raises(UserError, match="no finished run there"):
         load_decoder(Conditioned(model, config().encoder, shape), str(tmp_path), set())
@@ -363,8 +521,16 @@ def test_bad_input_is_one_sentence(change, words, tmp_path, capsys):
 @pytest.mark.parametrize("table", ["arc", "encoder"])
 def test_other_tasks_refuse_the_tables(table):
     for task in ("sudoku", "modular", "control"):
-        cfg = build(Config, {"data": {"task": task}, table: {"arc": {"demos": 2}, "encoder": {"kind": "lpn"}}[table]})
-        assert (table, {"arc": "demos", "encoder": "kind"}[table]) in {problem[:2] for problem in cfg.problems()}
+        cfg = build(
+            Config,
+            {
+                "data": {"task": task},
+                table: {"arc": {"demos": 2}, "encoder": {"kind": "lpn"}}[table],
+            },
+        )
+        assert (table, {"arc": "demos", "encoder": "kind"}[table]) in {
+            problem[:2] for problem in cfg.problems()
+        }
 
 
 def test_a_folder_of_older_code_goes_on(tmp_path, capsys):
@@ -382,13 +548,25 @@ def test_a_folder_of_older_code_goes_on(tmp_path, capsys):
         tiny.run(tmp_path / "whole", **tables())
 
 
-SWITCHES = {"lr": 0.5, "decoder_lr": 0.5, "freeze_steps": 1, "freeze_decoder_steps": 1, "frozen": True, "kl_weight": 1.0, "decoder": None, "kind": "lpn_standard"}
+SWITCHES = {
+    "lr": 0.5,
+    "decoder_lr": 0.5,
+    "freeze_steps": 1,
+    "freeze_decoder_steps": 1,
+    "frozen": True,
+    "kl_weight": 1.0,
+    "decoder": None,
+    "kind": "lpn_standard",
+}
 
 
 def test_the_keys_of_training_act(tmp_path, decoder):
     """Every key of [encoder] that encoders.py does not read has a row; the others have theirs in test_encoders.py."""
     from test_encoders import SWITCHES as of_the_encoder
-    assert {f for f in EncoderConfig.__dataclass_fields__} <= {row[0] for row in of_the_encoder} | SWITCHES.keys()
+
+    assert {f for f in EncoderConfig.__dataclass_fields__} <= {
+        row[0] for row in of_the_encoder
+    } | SWITCHES.keys()
     ends = {}
     for key, value in {"": 0, **SWITCHES}.items():
         kind = "lpn_variational"
@@ -409,5 +587,7 @@ def test_modes_and_translation_reach_the_batches():
     base = drawn()
     for keys in ({"mode": "loo"}, {"translate": False}, {"augmentations": 4}, {"demos": 1}):
         other = drawn(**keys)
-        assert any(base[k].shape != other[k].shape or (base[k] != other[k]).any() for k in base), keys
+        assert any(base[k].shape != other[k].shape or (base[k] != other[k]).any() for k in base), (
+            keys
+        )
     assert ArcConfig().mode == "fewshot"

@@ -43,6 +43,7 @@ def refused(capsys, out: Path, *words) -> str:
 @pytest.fixture(autouse=True)
 def nothing_trains(monkeypatch):
     """A mistake that is not refused ends here, and not in a training of the default net."""
+
     def accepted(*args):
         raise AssertionError("accepted")
 
@@ -56,12 +57,21 @@ def out(tmp_path) -> Path:
 
 # ---------------------------------------------------------------- layers
 
+
 def test_the_command_line_overrides_the_entry_which_overrides_its_base(tmp_path):
-    write(tmp_path / "a" / "base.toml", 'hypothesis = "of the base"\nseed = 3\n[model]\ndim = 32\nheads = 2\nn = 5\n[train]\nlr = 1\n')
-    entry = write(tmp_path / "a" / "b" / "entry.toml", 'base = "../base.toml"\nmodel.heads = 4\nmodel.n = 7\n[train]\nsteps = 9\n')
+    write(
+        tmp_path / "a" / "base.toml",
+        'hypothesis = "of the base"\nseed = 3\n[model]\ndim = 32\nheads = 2\nn = 5\n[train]\nlr = 1\n',
+    )
+    entry = write(
+        tmp_path / "a" / "b" / "entry.toml",
+        'base = "../base.toml"\nmodel.heads = 4\nmodel.n = 7\n[train]\nsteps = 9\n',
+    )
     cfg = load_config(Config, entry, {"model": {"n": 1}, "seed": 8})
     assert (cfg.model.dim, cfg.model.heads, cfg.model.n, cfg.model.T) == (32, 4, 1, ModelConfig().T)
-    assert (cfg.train.lr, cfg.train.steps, cfg.seed) == (1.0, 9, 8) and isinstance(cfg.train.lr, float)
+    assert (cfg.train.lr, cfg.train.steps, cfg.seed) == (1.0, 9, 8) and isinstance(
+        cfg.train.lr, float
+    )
     assert cfg.hypothesis == "", "a hypothesis belongs to one entry"
 
 
@@ -70,82 +80,209 @@ def test_without_anything_the_defaults_hold(tmp_path):
 
 
 def test_the_slurm_table_is_left_to_the_launcher(tmp_path):
-    assert load_config(Config, write(tmp_path / "e.toml", "[slurm]\npartition = 3\nanything = []\n"), {}) == Config()
+    assert (
+        load_config(
+            Config, write(tmp_path / "e.toml", "[slurm]\npartition = 3\nanything = []\n"), {}
+        )
+        == Config()
+    )
 
 
 def test_both_ways_to_write_an_override_are_the_same(tmp_path):
     entry = write(tmp_path / "e.toml", "")
-    one = command_line(Config, [str(entry), "--train.steps=200", "--model.mixer=conv+attention", "--data.augment=false", "--train.lr=1e-3"], "")
-    two = command_line(Config, ["--train.steps", "200", "--model.mixer", "conv+attention", str(entry), "--data.augment", "false", "--train.lr",
-                                "0.001"], "")
-    assert one == two == (entry, {"train": {"steps": 200, "lr": 0.001}, "model": {"mixer": "conv+attention"}, "data": {"augment": False}})
+    one = command_line(
+        Config,
+        [
+            str(entry),
+            "--train.steps=200",
+            "--model.mixer=conv+attention",
+            "--data.augment=false",
+            "--train.lr=1e-3",
+        ],
+        "",
+    )
+    two = command_line(
+        Config,
+        [
+            "--train.steps",
+            "200",
+            "--model.mixer",
+            "conv+attention",
+            str(entry),
+            "--data.augment",
+            "false",
+            "--train.lr",
+            "0.001",
+        ],
+        "",
+    )
+    assert (
+        one
+        == two
+        == (
+            entry,
+            {
+                "train": {"steps": 200, "lr": 0.001},
+                "model": {"mixer": "conv+attention"},
+                "data": {"augment": False},
+            },
+        )
+    )
 
 
 def test_words_stay_words_where_a_string_is_wanted(tmp_path):
-    words = ["e.toml", "--data.train_path=123", "--train.wandb=true", "--out=1e3", "--train.dtype=float32"]
-    assert command_line(Config, words, "")[1] == {"data": {"train_path": "123"}, "train": {"wandb": "true", "dtype": "float32"}, "out": "1e3"}
+    words = [
+        "e.toml",
+        "--data.train_path=123",
+        "--train.wandb=true",
+        "--out=1e3",
+        "--train.dtype=float32",
+    ]
+    assert command_line(Config, words, "")[1] == {
+        "data": {"train_path": "123"},
+        "train": {"wandb": "true", "dtype": "float32"},
+        "out": "1e3",
+    }
 
 
 def test_numbers_may_lack_the_digit_that_toml_demands(tmp_path):
-    assert command_line(Config, ["e.toml", "--train.lr=.5", "--model.expansion=2."], "")[1] == {"train": {"lr": 0.5}, "model": {"expansion": 2.0}}
+    assert command_line(Config, ["e.toml", "--train.lr=.5", "--model.expansion=2."], "")[1] == {
+        "train": {"lr": 0.5},
+        "model": {"expansion": 2.0},
+    }
 
 
 # ---------------------------------------------------------------- error sentences
 
-@pytest.mark.parametrize("text, sentence", [
-    ("[model]\nexpansoin = 3.0", r"{e} \[model\]: unknown key 'expansoin', did you mean 'expansion'\?"),
-    ("[train]\nlearning_rate = 3", r"{e} \[train\]: unknown key 'learning_rate'.*"),
-    ("[modle]\ndim = 3", r"{e}: unknown key 'modle', did you mean 'model'\?"),
-    ("sede = 3", r"{e}: unknown key 'sede', did you mean 'seed'\?"),
-    ("qqqq = 3", r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train, plan, arc, encoder"),
-    ("model = 3", r"{e}: model = 3, expected a table \[model\]"),
-    ("[model]\ndim = 'big'", r"{e} \[model\]: dim = 'big', expected an integer \(default 512\)"),
-    ("[model]\nT = 3.0", r"{e} \[model\]: T = 3.0, expected an integer \(default 3\)"),
-    ("[model]\nT = true", r"{e} \[model\]: T = True, expected an integer \(default 3\)"),
-    ("[model]\nhalting = 1", r"{e} \[model\]: halting = 1, expected true or false \(default True\)"),
-    ("[model]\nexplore = '0.1'", r"{e} \[model\]: explore = '0.1', expected a number \(default 0.1\)"),
-    ("[model]\nexplore = true", r"{e} \[model\]: explore = True, expected a number \(default 0.1\)"),
-    ("[train]\nlr = inf", r"{e} \[train\]: lr = inf, expected a number \(default 0.0001\)"),
-    ("[train]\nclip = nan", r"{e} \[train\]: clip = nan, expected a number \(default 0.0\)"),
-    ("[train]\nwandb = 3", r"{e} \[train\]: wandb = 3, expected a string \(default ''\)"),
-    ("[model]\nmixer = 'atention'",
-     r"{e} \[model\]: mixer = 'atention', expected one of 'attention', 'mlp', .* \(default 'attention'\), did you mean 'attention'\?"),
-    ("[model]\nmixer = 7", r"{e} \[model\]: mixer = 7, expected one of 'attention', 'mlp', .* \(default 'attention'\)"),
-    ("[model]\nmixer = ['mlp']", r"{e} \[model\]: mixer = \['mlp'\], expected one of 'attention', .*"),
-    ("[model]\nT = 2\ngrad_cycles = 3", r"{e} \[model\]: grad_cycles = 3, expected 1 to T = 2"),
-    ("[model]\nheads = 7", r"{e} \(default\) \[model\]: dim = 512, expected a multiple of 14 .*"),
-    ("[model]\nmixer = 'conv'", r"{e} \(default\) \[model\]: prefix = 16, expected 0 with mixer = 'conv'.*"),
-    ("[train]\nlr = -1", r"{e} \[train\]: lr = -1.0, expected more than 0"),
-    ("[train]\nbatch_size = 10\naccumulate = 4", r"{e} \[train\]: accumulate = 4, expected a divisor of batch_size = 10"),
-    ("[model]\nmixer = 'mlp'\n[data]\nsize = 9\ntest_size = 11", r"{e} \[data\]: test_size = 11, expected data.size: .*"),
-    ("[train]\nstagger = true", r"{e} \[train\]: stagger = True, expected false, or model.halting = false: .*"),
-    ("[train]\neval_steps = 4\neval_average = 5", r"{e} \[train\]: eval_average = 5, expected at most the 4 supervision steps of an evaluation"),
-    ("[data]\ntask = 'modular'\n[train]\neval_average = 2", r"{e} \[train\]: eval_average = 2, expected 1 with data.task = 'modular': .*"),
-    ("seed = -1", r"{e}: seed = -1, expected 0 or more"),
-    ("hypothesis = 3", r"{e}: hypothesis = 3, expected a string \(default ''\)"),
-    ("base = 3", r"{e}: base = 3, expected the path of another entry"),
-    ("base = 'gone.toml'", r"{d}/gone.toml: cannot read the entry \(No such file or directory\)"),
-    ("[model", r"{e}: not a TOML file \(.*\)"),
-    ("[model]\ndim = 3\ndim = 4", r"{e}: not a TOML file \(.*\)"),
-])
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        (
+            "[model]\nexpansoin = 3.0",
+            r"{e} \[model\]: unknown key 'expansoin', did you mean 'expansion'\?",
+        ),
+        ("[train]\nlearning_rate = 3", r"{e} \[train\]: unknown key 'learning_rate'.*"),
+        ("[modle]\ndim = 3", r"{e}: unknown key 'modle', did you mean 'model'\?"),
+        ("sede = 3", r"{e}: unknown key 'sede', did you mean 'seed'\?"),
+        (
+            "qqqq = 3",
+            r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train, plan, arc, encoder",
+        ),
+        ("model = 3", r"{e}: model = 3, expected a table \[model\]"),
+        (
+            "[model]\ndim = 'big'",
+            r"{e} \[model\]: dim = 'big', expected an integer \(default 512\)",
+        ),
+        ("[model]\nT = 3.0", r"{e} \[model\]: T = 3.0, expected an integer \(default 3\)"),
+        ("[model]\nT = true", r"{e} \[model\]: T = True, expected an integer \(default 3\)"),
+        (
+            "[model]\nhalting = 1",
+            r"{e} \[model\]: halting = 1, expected true or false \(default True\)",
+        ),
+        (
+            "[model]\nexplore = '0.1'",
+            r"{e} \[model\]: explore = '0.1', expected a number \(default 0.1\)",
+        ),
+        (
+            "[model]\nexplore = true",
+            r"{e} \[model\]: explore = True, expected a number \(default 0.1\)",
+        ),
+        ("[train]\nlr = inf", r"{e} \[train\]: lr = inf, expected a number \(default 0.0001\)"),
+        ("[train]\nclip = nan", r"{e} \[train\]: clip = nan, expected a number \(default 0.0\)"),
+        ("[train]\nwandb = 3", r"{e} \[train\]: wandb = 3, expected a string \(default ''\)"),
+        (
+            "[model]\nmixer = 'atention'",
+            r"{e} \[model\]: mixer = 'atention', expected one of 'attention', 'mlp', .* \(default 'attention'\), did you mean 'attention'\?",
+        ),
+        (
+            "[model]\nmixer = 7",
+            r"{e} \[model\]: mixer = 7, expected one of 'attention', 'mlp', .* \(default 'attention'\)",
+        ),
+        (
+            "[model]\nmixer = ['mlp']",
+            r"{e} \[model\]: mixer = \['mlp'\], expected one of 'attention', .*",
+        ),
+        ("[model]\nT = 2\ngrad_cycles = 3", r"{e} \[model\]: grad_cycles = 3, expected 1 to T = 2"),
+        (
+            "[model]\nheads = 7",
+            r"{e} \(default\) \[model\]: dim = 512, expected a multiple of 14 .*",
+        ),
+        (
+            "[model]\nmixer = 'conv'",
+            r"{e} \(default\) \[model\]: prefix = 16, expected 0 with mixer = 'conv'.*",
+        ),
+        ("[train]\nlr = -1", r"{e} \[train\]: lr = -1.0, expected more than 0"),
+        (
+            "[train]\nbatch_size = 10\naccumulate = 4",
+            r"{e} \[train\]: accumulate = 4, expected a divisor of batch_size = 10",
+        ),
+        (
+            "[model]\nmixer = 'mlp'\n[data]\nsize = 9\ntest_size = 11",
+            r"{e} \[data\]: test_size = 11, expected data.size: .*",
+        ),
+        (
+            "[train]\nstagger = true",
+            r"{e} \[train\]: stagger = True, expected false, or model.halting = false: .*",
+        ),
+        (
+            "[train]\neval_steps = 4\neval_average = 5",
+            r"{e} \[train\]: eval_average = 5, expected at most the 4 supervision steps of an evaluation",
+        ),
+        (
+            "[data]\ntask = 'modular'\n[train]\neval_average = 2",
+            r"{e} \[train\]: eval_average = 2, expected 1 with data.task = 'modular': .*",
+        ),
+        ("seed = -1", r"{e}: seed = -1, expected 0 or more"),
+        ("hypothesis = 3", r"{e}: hypothesis = 3, expected a string \(default ''\)"),
+        ("base = 3", r"{e}: base = 3, expected the path of another entry"),
+        (
+            "base = 'gone.toml'",
+            r"{d}/gone.toml: cannot read the entry \(No such file or directory\)",
+        ),
+        ("[model", r"{e}: not a TOML file \(.*\)"),
+        ("[model]\ndim = 3\ndim = 4", r"{e}: not a TOML file \(.*\)"),
+    ],
+)
 def test_a_wrong_entry_is_refused_in_one_sentence(text, sentence, tmp_path, out, capsys):
     entry = write(tmp_path / "wrong.toml", text)
-    assert re.fullmatch(sentence.replace("{e}", re.escape(str(entry))).replace("{d}", re.escape(str(tmp_path))), refused(capsys, out, entry))
+    assert re.fullmatch(
+        sentence.replace("{e}", re.escape(str(entry))).replace("{d}", re.escape(str(tmp_path))),
+        refused(capsys, out, entry),
+    )
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--trian.steps=5"], "command line: unknown key '--trian.steps=5', did you mean 'train.steps'?"),
-    (["--train.steps"], "command line: argument --train.steps: expected one argument"),
-    (["--model.dim=big"], "command line [model]: dim = 'big', expected an integer (default 512)"),
-    (["--model.dim", "[1]"], "command line [model]: dim = [1], expected an integer (default 512)"),
-    (["--train.lr=1e"], "command line [train]: lr = '1e', expected a number (default 0.0001)"),
-    (["--data.augment=maybe"], "command line [data]: augment = 'maybe', expected true or false (default True)"),
-    (["--model.loss=softmx"], "command line [model]: loss = 'softmx', expected one of 'stablemax', 'softmax' (default 'stablemax'), did you mean 'softmax'?"),
-    (["--train.beta1=1"], "command line [train]: beta1 = 1.0, expected 0 or more, below 1"),
-    (["--seed=-1"], "command line: seed = -1, expected 0 or more"),
-    (["--seed=one"], "command line: seed = 'one', expected an integer (default 0)"),
-    (["another.toml"], "command line: unexpected word 'another.toml'"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (
+            ["--trian.steps=5"],
+            "command line: unknown key '--trian.steps=5', did you mean 'train.steps'?",
+        ),
+        (["--train.steps"], "command line: argument --train.steps: expected one argument"),
+        (
+            ["--model.dim=big"],
+            "command line [model]: dim = 'big', expected an integer (default 512)",
+        ),
+        (
+            ["--model.dim", "[1]"],
+            "command line [model]: dim = [1], expected an integer (default 512)",
+        ),
+        (["--train.lr=1e"], "command line [train]: lr = '1e', expected a number (default 0.0001)"),
+        (
+            ["--data.augment=maybe"],
+            "command line [data]: augment = 'maybe', expected true or false (default True)",
+        ),
+        (
+            ["--model.loss=softmx"],
+            "command line [model]: loss = 'softmx', expected one of 'stablemax', 'softmax' (default 'stablemax'), did you mean 'softmax'?",
+        ),
+        (["--train.beta1=1"], "command line [train]: beta1 = 1.0, expected 0 or more, below 1"),
+        (["--seed=-1"], "command line: seed = -1, expected 0 or more"),
+        (["--seed=one"], "command line: seed = 'one', expected an integer (default 0)"),
+        (["another.toml"], "command line: unexpected word 'another.toml'"),
+    ],
+)
 def test_a_wrong_command_line_is_refused_in_one_sentence(words, sentence, tmp_path, out, capsys):
     assert refused(capsys, out, tiny.entry(tmp_path), *words) == sentence
 
@@ -155,30 +292,56 @@ def test_a_command_without_an_entry_is_refused(out, capsys):
 
 
 def test_an_entry_that_cannot_be_read_is_refused(tmp_path, out, capsys):
-    assert refused(capsys, out, tmp_path / "gone.toml") == f"{tmp_path}/gone.toml: cannot read the entry (No such file or directory)"
+    assert (
+        refused(capsys, out, tmp_path / "gone.toml")
+        == f"{tmp_path}/gone.toml: cannot read the entry (No such file or directory)"
+    )
     assert refused(capsys, out, tmp_path) == f"{tmp_path}: cannot read the entry (Is a directory)"
     (tmp_path / "latin.toml").write_bytes(b'hypothesis = "\xe9"')
-    assert refused(capsys, out, tmp_path / "latin.toml").startswith(f"{tmp_path}/latin.toml: not a TOML file (")
+    assert refused(capsys, out, tmp_path / "latin.toml").startswith(
+        f"{tmp_path}/latin.toml: not a TOML file ("
+    )
 
 
 def test_a_base_has_one_level_and_its_errors_carry_its_name(tmp_path, out, capsys):
     write(tmp_path / "a.toml", "model.dim = 32\n")
     write(tmp_path / "b.toml", 'base = "a.toml"\n')
     entry = write(tmp_path / "c.toml", 'base = "b.toml"\n')
-    assert refused(capsys, out, entry) == f"{tmp_path}/b.toml: has a base of its own, but {entry} builds on it; base has one level"
+    assert (
+        refused(capsys, out, entry)
+        == f"{tmp_path}/b.toml: has a base of its own, but {entry} builds on it; base has one level"
+    )
     entry = write(tmp_path / "d.toml", 'base = "e.toml"\n')
     write(tmp_path / "e.toml", "model.dmi = 32\n")
-    assert refused(capsys, out, entry) == f"{tmp_path}/e.toml [model]: unknown key 'dmi', did you mean 'dim'?"
+    assert (
+        refused(capsys, out, entry)
+        == f"{tmp_path}/e.toml [model]: unknown key 'dmi', did you mean 'dim'?"
+    )
     write(tmp_path / "e.toml", "model.explore = 32\n")
-    assert refused(capsys, out, entry) == f"{tmp_path}/e.toml [model]: explore = 32.0, expected a probability, 0 to 1"
+    assert (
+        refused(capsys, out, entry)
+        == f"{tmp_path}/e.toml [model]: explore = 32.0, expected a probability, 0 to 1"
+    )
     write(tmp_path / "e.toml", "model.T = 2\nmodel.grad_cycles = 2\n")
-    assert refused(capsys, out, entry, "--model.T=1") == f"{tmp_path}/e.toml [model]: grad_cycles = 2, expected 1 to T = 1"
+    assert (
+        refused(capsys, out, entry, "--model.T=1")
+        == f"{tmp_path}/e.toml [model]: grad_cycles = 2, expected 1 to T = 1"
+    )
 
 
-@pytest.mark.parametrize("words, key", [
-    (["--data.size=5"], "data.size = 5"), (["--data.test_size=6"], "data.test_size = 6"), (["--data.givens_min=17"], "data.givens_min = 17"),
-    (["--data.val_rows=40"], "data.val_rows"), (["--data.train_rows=-3"], "data.train_rows = -3"), (["--data.fresh=true"], "data.fresh"),
-    (["--data.generate=false"], "data.test_path"), (["--data.train_path=gone.csv"], "gone.csv")])
+@pytest.mark.parametrize(
+    "words, key",
+    [
+        (["--data.size=5"], "data.size = 5"),
+        (["--data.test_size=6"], "data.test_size = 6"),
+        (["--data.givens_min=17"], "data.givens_min = 17"),
+        (["--data.val_rows=40"], "data.val_rows"),
+        (["--data.train_rows=-3"], "data.train_rows = -3"),
+        (["--data.fresh=true"], "data.fresh"),
+        (["--data.generate=false"], "data.test_path"),
+        (["--data.train_path=gone.csv"], "gone.csv"),
+    ],
+)
 def test_impossible_data_is_refused_before_anything_is_written(words, key, tmp_path, out, capsys):
     assert key in refused(capsys, out, tiny.entry(tmp_path), *words)
 
@@ -193,21 +356,32 @@ def test_a_real_process_says_the_same(tmp_path, out):
 
 # ---------------------------------------------------------------- --help and config.toml
 
+
 def test_help_lists_every_key_with_its_meaning_choices_and_default(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for cls, prefix in ((Config, ""), (ModelConfig, "model."), (DataConfig, "data."), (TrainConfig, "train."), (PlanConfig, "plan."), (ArcConfig, "arc."),
-                        (EncoderConfig, "encoder.")):
+    for cls, prefix in (
+        (Config, ""),
+        (ModelConfig, "model."),
+        (DataConfig, "data."),
+        (TrainConfig, "train."),
+        (PlanConfig, "plan."),
+        (ArcConfig, "arc."),
+        (EncoderConfig, "encoder."),
+    ):
         source = Path(sys.modules[cls.__module__].__file__).read_text()
-        body = source[source.index(f"class {cls.__name__}:"):]
+        body = source[source.index(f"class {cls.__name__}:") :]
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(f.type) or f.name == "hypothesis":
                 continue
             meaning = re.search(rf"^    {f.name}: (?:.*\n {{5,}})*.*?  # (.+)$", body, re.MULTILINE)
             assert meaning, f"{prefix}{f.name} has no comment"
-            shown = re.search(rf"--{re.escape(prefix + f.name)} {re.escape(' '.join(meaning[1].split()))} (\{{[^}}]*\}} )?\(default ([^)]*)\)", text)
+            shown = re.search(
+                rf"--{re.escape(prefix + f.name)} {re.escape(' '.join(meaning[1].split()))} (\{{[^}}]*\}} )?\(default ([^)]*)\)",
+                text,
+            )
             assert shown, f"{prefix}{f.name} is not in --help as it is in the code"
             assert shown[2] == repr(f.default)
             for choice in getattr(f.type, "__args__", ()):
@@ -216,14 +390,26 @@ def test_help_lists_every_key_with_its_meaning_choices_and_default(capsys):
 
 def test_config_toml_gives_the_config_back(tmp_path):
     odd = dataclasses.replace(
-        Config(hypothesis='A "quoted" \\ line\nand é, 数, \t tab', seed=12345, out="a b/c"), model=ModelConfig(mixer="conv+attention", explore=1 / 3),
-        train=TrainConfig(lr=1e-30, ema=0.0, steps=10**12, grokfast="highpass", beta2=0.1 + 0.2), data=DataConfig(augment=False, train_path="é.csv"))
+        Config(hypothesis='A "quoted" \\ line\nand é, 数, \t tab', seed=12345, out="a b/c"),
+        model=ModelConfig(mixer="conv+attention", explore=1 / 3),
+        train=TrainConfig(lr=1e-30, ema=0.0, steps=10**12, grokfast="highpass", beta2=0.1 + 0.2),
+        data=DataConfig(augment=False, train_path="é.csv"),
+    )
     for cfg in (Config(), odd):
         path = write(tmp_path / "config.toml", to_toml(cfg, "sweeps/some entry.toml"))
         assert load_config(Config, path, {}) == cfg
         assert flatten(cfg).keys() == {"hypothesis", "expected", "seed", "out"} | {
-            f"{t}.{f.name}" for t, c in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig), ("plan", PlanConfig), ("arc", ArcConfig),
-                                         ("encoder", EncoderConfig)) for f in dataclasses.fields(c)}
+            f"{t}.{f.name}"
+            for t, c in (
+                ("model", ModelConfig),
+                ("data", DataConfig),
+                ("train", TrainConfig),
+                ("plan", PlanConfig),
+                ("arc", ArcConfig),
+                ("encoder", EncoderConfig),
+            )
+            for f in dataclasses.fields(c)
+        }
 
 
 def test_config_knows_no_torch():
@@ -233,15 +419,22 @@ def test_config_knows_no_torch():
 
 # ---------------------------------------------------------------- sweeps/
 
+
 def test_there_are_entries():
     names = {str(p.relative_to(tiny.ROOT / "sweeps")) for p in ENTRIES}
-    assert names >= {"maze_baseline.toml", "sudoku_mlp.toml", "sudoku_attention.toml"} and any(n.startswith("laptop/") for n in names)
+    assert names >= {"maze_baseline.toml", "sudoku_mlp.toml", "sudoku_attention.toml"} and any(
+        n.startswith("laptop/") for n in names
+    )
 
 
-@pytest.mark.parametrize("path", ENTRIES, ids=lambda p: str(p.relative_to(tiny.ROOT / "sweeps").with_suffix("")))
+@pytest.mark.parametrize(
+    "path", ENTRIES, ids=lambda p: str(p.relative_to(tiny.ROOT / "sweeps").with_suffix(""))
+)
 def test_every_entry_loads_and_makes_a_net(path):
     cfg = load_config(Config, path, {})
-    assert len(cfg.hypothesis) > 20 and cfg.hypothesis.endswith((".", ")")), "an entry starts with a sentence that can turn out false"
+    assert len(cfg.hypothesis) > 20 and cfg.hypothesis.endswith((".", ")")), (
+        "an entry starts with a sentence that can turn out false"
+    )
     with torch.device("meta"):
         net = make_net(cfg, Shape(**data.shape_of(cfg.data, cfg.arc)), torch.float32)
     assert sum(p.numel() for p in net.parameters()) > 1000
@@ -251,13 +444,40 @@ def test_every_entry_loads_and_makes_a_net(path):
 def test_the_baseline_is_the_paper_s():
     cfg = load_config(Config, tiny.ROOT / "sweeps" / "maze_baseline.toml", {})
     m, t = cfg.model, cfg.train
-    assert (m.T, m.n, m.dim, m.n_layers, m.heads, m.mixer, m.positions, m.norm_place, m.mlp, m.n_sup) == (
-        3, 6, 512, 2, 8, "attention", "rope", "post", "swiglu", 16)
-    assert (t.batch_size, t.lr, t.weight_decay, t.warmup, t.ema, t.schedule, t.beta1, t.beta2) == (768, 1e-4, 1.0, 2000, 0.999, "constant", 0.9, 0.95)
-    assert math.isclose(t.steps, 60_000 * 1000 / 768, rel_tol=0.01) and not m.continue_loss and cfg.data.size == 30
+    assert (
+        m.T,
+        m.n,
+        m.dim,
+        m.n_layers,
+        m.heads,
+        m.mixer,
+        m.positions,
+        m.norm_place,
+        m.mlp,
+        m.n_sup,
+    ) == (3, 6, 512, 2, 8, "attention", "rope", "post", "swiglu", 16)
+    assert (t.batch_size, t.lr, t.weight_decay, t.warmup, t.ema, t.schedule, t.beta1, t.beta2) == (
+        768,
+        1e-4,
+        1.0,
+        2000,
+        0.999,
+        "constant",
+        0.9,
+        0.95,
+    )
+    assert (
+        math.isclose(t.steps, 60_000 * 1000 / 768, rel_tol=0.01)
+        and not m.continue_loss
+        and cfg.data.size == 30
+    )
 
 
 def test_the_baseline_says_in_one_sentence_how_to_get_the_real_data(out, capsys):
     for name in ("maze_baseline", "sudoku_mlp", "sudoku_attention"):
         sentence = refused(capsys, out, tiny.ROOT / "sweeps" / f"{name}.toml")
-        assert "python data.py download" in sentence and "--data.generate=true" in sentence and sentence.count(". ") == 0
+        assert (
+            "python data.py download" in sentence
+            and "--data.generate=true" in sentence
+            and sentence.count(". ") == 0
+        )

@@ -18,14 +18,33 @@ import torch
 
 import data
 import puzzles
-from data import DataConfig, UserError, batches, check, decode, draw, encode, generate_mazes, generate_sudokus, load, rng
+from data import (
+    DataConfig,
+    UserError,
+    batches,
+    check,
+    decode,
+    draw,
+    encode,
+    generate_mazes,
+    generate_sudokus,
+    load,
+    rng,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
-real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real puzzle files in {SHARED} (set SHARED_DATA)")
+real = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f"no real puzzle files in {SHARED} (set SHARED_DATA)"
+)
 TINY = DataConfig(size=6, train_rows=90, val_rows=20, test_rows=30)
-PLANS = DataConfig(task="control", plant="double_integrator", train_rows=12, val_rows=4, test_rows=5)
-VECTORS, SUMS = DataConfig(task="features", features=8, classes=4), DataConfig(task="modular", modulus=5)
+PLANS = DataConfig(
+    task="control", plant="double_integrator", train_rows=12, val_rows=4, test_rows=5
+)
+VECTORS, SUMS = (
+    DataConfig(task="features", features=8, classes=4),
+    DataConfig(task="modular", modulus=5),
+)
 SUDOKU = DataConfig(task="sudoku", size=4, train_rows=90, val_rows=20, test_rows=30)
 
 
@@ -34,7 +53,11 @@ SUDOKU = DataConfig(task="sudoku", size=4, train_rows=90, val_rows=20, test_rows
 
 def smallest_path(question: str, side: int) -> str:
     """All shortest paths by brute force, as words over D < L < R < U; the smallest one is drawn."""
-    start, goal, moves = question.index("S"), question.index("G"), {"D": (1, 0), "L": (0, -1), "R": (0, 1), "U": (-1, 0)}
+    start, goal, moves = (
+        question.index("S"),
+        question.index("G"),
+        {"D": (1, 0), "L": (0, -1), "R": (0, 1), "U": (-1, 0)},
+    )
     words = {start: {""}}
     while goal not in words:
         further = {}
@@ -42,7 +65,9 @@ def smallest_path(question: str, side: int) -> str:
             for letter, (down, right) in moves.items():
                 row, col = cell // side + down, cell % side + right
                 if 0 <= row < side and 0 <= col < side and question[row * side + col] != "#":
-                    further.setdefault(row * side + col, set()).update(word + letter for word in here)
+                    further.setdefault(row * side + col, set()).update(
+                        word + letter for word in here
+                    )
         words = {cell: set(sorted(w)[:1]) for cell, w in further.items()}
     (word,), cells, cell = words[goal], list(question), start
     for letter in word[:-1]:
@@ -60,7 +85,9 @@ def solutions(cells: list, side: int, limit: int = 2) -> int:
         seen = {
             cells[i]
             for i in range(side * side)
-            if i // side == row or i % side == col or (i // side // box_rows, i % side // box_cols) == (row // box_rows, col // box_cols)
+            if i // side == row
+            or i % side == col
+            or (i // side // box_rows, i % side // box_cols) == (row // box_rows, col // box_cols)
         }
         free = [digit for digit in range(1, side + 1) if digit not in seen]
         if best is None or len(free) < len(best[1]):
@@ -105,10 +132,16 @@ def test_solve_maze_reproduces_every_real_label(name):
     assert data._content(inputs, labels) == data.KNOWN[f"maze_hard_{name}.csv"][1]
 
 
-@pytest.mark.parametrize("size, walls", [(2, "random"), (5, "random"), (10, "random"), (60, "random"), (5, "perfect"), (15, "perfect")])
+@pytest.mark.parametrize(
+    "size, walls",
+    [(2, "random"), (5, "random"), (10, "random"), (60, "random"), (5, "perfect"), (15, "perfect")],
+)
 def test_generated_mazes_follow_the_label_rule_and_the_solvers_agree(size, walls):
     inputs, labels = generate_mazes(DataConfig(walls=walls), 40, rng(1), size)
-    assert inputs.shape == labels.shape == (40, size * size) and inputs.dtype == labels.dtype == np.uint8
+    assert (
+        inputs.shape == labels.shape == (40, size * size)
+        and inputs.dtype == labels.dtype == np.uint8
+    )
     assert check("maze", inputs, labels)["optimal"].all()
     for question, answer in zip(inputs, labels):
         assert data.solve_maze(decode("maze", question)) == decode("maze", answer)
@@ -120,7 +153,9 @@ def test_generated_mazes_follow_the_label_rule_and_the_solvers_agree(size, walls
 def test_a_perfect_maze_has_one_route_and_no_closed_rooms():
     inputs, _ = generate_mazes(DataConfig(walls="perfect"), 20, rng(2), 11)
     free = (inputs != puzzles.WALL).reshape(-1, 11, 11)
-    edges = (free[:, 1:] & free[:, :-1]).sum((1, 2)) + (free[:, :, 1:] & free[:, :, :-1]).sum((1, 2))
+    edges = (free[:, 1:] & free[:, :-1]).sum((1, 2)) + (free[:, :, 1:] & free[:, :, :-1]).sum(
+        (1, 2)
+    )
     assert (edges == free.sum((1, 2)) - 1).all()  # a tree, if connected:
     goals = (inputs == puzzles.GOAL).argmax(1)
     for cell in np.flatnonzero(free[0]):
@@ -129,7 +164,9 @@ def test_a_perfect_maze_has_one_route_and_no_closed_rooms():
 
 
 def test_start_and_goal_are_anywhere_and_walls_are_as_dense_as_asked():
-    inputs, labels = generate_mazes(DataConfig(wall_min=0.25, wall_max=0.25, min_distance=1), 4000, rng(3), 4)
+    inputs, labels = generate_mazes(
+        DataConfig(wall_min=0.25, wall_max=0.25, min_distance=1), 4000, rng(3), 4
+    )
     for token in puzzles.START, puzzles.GOAL:
         share = (inputs == token).mean(0)
         assert abs(share * 16 - 1).max() < 0.3
@@ -151,12 +188,21 @@ def test_check_sees_what_is_wrong_with_a_maze_answer():
     }
     assert data.solve_maze(question) == "S   " + "o## " + "o## " + "oooG"
     for answer, verdict in answers.items():
-        inputs, outputs = encode("maze", question, 4)[None], puzzles.to_tokens("maze", [answer], 4, str, answer=True)
+        inputs, outputs = (
+            encode("maze", question, 4)[None],
+            puzzles.to_tokens("maze", [answer], 4, str, answer=True),
+        )
         got = check("maze", inputs, outputs)
         assert (got["valid"][0], got["optimal"][0]) == verdict, answer
     long_way = "S  #" + "   #" + "   G" + "    "
-    inputs, outputs = encode("maze", long_way, 4)[None], puzzles.to_tokens("maze", ["S  #o  #o  Goooo"], 4, str, answer=True)
-    assert check("maze", inputs, outputs)["valid"][0] and not check("maze", inputs, outputs)["optimal"][0]
+    inputs, outputs = (
+        encode("maze", long_way, 4)[None],
+        puzzles.to_tokens("maze", ["S  #o  #o  Goooo"], 4, str, answer=True),
+    )
+    assert (
+        check("maze", inputs, outputs)["valid"][0]
+        and not check("maze", inputs, outputs)["optimal"][0]
+    )
     outputs[0, 5] = 0  # padding is no answer; any integer type will do
     assert not check("maze", inputs.astype(np.int64), outputs.astype(np.int32))["valid"][0]
     beside = encode("maze", "SG  ", 2)[None]
@@ -166,12 +212,16 @@ def test_check_sees_what_is_wrong_with_a_maze_answer():
 def test_text_goes_in_and_out():
     maze = "S #\n  #\n  G"
     assert decode("maze", encode("maze", maze, 3)) == "S #  #  G"
-    assert decode("maze", encode("maze", "\nS\n\n  G\n", 3)) == "S       G"  # an editor cut the trailing spaces
+    assert (
+        decode("maze", encode("maze", "\nS\n\n  G\n", 3)) == "S       G"
+    )  # an editor cut the trailing spaces
     assert decode("maze", encode("maze", "\n S#\n #\n  G", 3)) == "".join([" S#", " # ", "  G"])
     assert data.solve_maze(maze) == "S #o #ooG"
     sudoku = "1 . 3 4\n0 4 1 2\n2 1 4 3\n4 3 2 1"
     assert decode("sudoku", encode("sudoku", sudoku, 4)) == "1.34.41221434321"
-    assert encode("sudoku", sudoku, 4)[:3].tolist() == [2, 1, 4] and encode("maze", maze, 3).tolist() == [3, 2, 1, 2, 2, 1, 2, 2, 4]
+    assert encode("sudoku", sudoku, 4)[:3].tolist() == [2, 1, 4] and encode(
+        "maze", maze, 3
+    ).tolist() == [3, 2, 1, 2, 2, 1, 2, 2, 4]
     assert decode("maze", [0, 5]) == "?o"
 
 
@@ -200,7 +250,9 @@ def test_puzzles_that_singles_cannot_solve_are_generated_and_solved():
     cfg = DataConfig(task="sudoku", size=9, givens_min=22, givens_max=25)
     inputs, labels = generate_sudokus(cfg, 20, rng(5), 9)
     clues = (inputs > 1).sum(1)
-    assert clues.min() >= 22 and clues.max() <= 25 and check("sudoku", inputs, labels)["valid"].all()
+    assert (
+        clues.min() >= 22 and clues.max() <= 25 and check("sudoku", inputs, labels)["valid"].all()
+    )
     cand = np.where(inputs > 1, 1 << np.maximum(inputs.astype(int) - 2, 0), 511).astype(np.uint16).T
     assert puzzles._several(puzzles._propagate(cand, 9)).any(0).sum() >= 3  # not mere singles
     found, answer = puzzles._search(cand, 9, limit=2)
@@ -216,7 +268,11 @@ def test_solve_sudoku_reproduces_real_solutions():
 
 
 def test_solve_sudoku_refuses_none_and_several():
-    for puzzle, why in ("." * 81, "more than one solution"), ("11" + "." * 79, "no solution"), ("123." + "...4" + "." * 8, "no solution"):
+    for puzzle, why in (
+        ("." * 81, "more than one solution"),
+        ("11" + "." * 79, "no solution"),
+        ("123." + "...4" + "." * 8, "no solution"),
+    ):
         with pytest.raises(UserError, match=why):
             data.solve_sudoku(puzzle)
 
@@ -228,11 +284,18 @@ def test_check_sees_what_is_wrong_with_a_sudoku_answer():
     for row in wrong:
         row[:2] = row[:2][::-1]  # two cells of a row swapped: both columns break
     assert not check("sudoku", inputs, wrong)["valid"].any()
-    renamed = np.where(labels == 2, 3, np.where(labels == 3, 2, labels))  # follows the rules, not the givens
+    renamed = np.where(
+        labels == 2, 3, np.where(labels == 3, 2, labels)
+    )  # follows the rules, not the givens
     assert check("sudoku", np.ones_like(inputs), renamed)["valid"].all()
     assert not check("sudoku", labels, renamed)["valid"].any()
-    assert not check("sudoku", inputs, inputs)["valid"].any() and not check("sudoku", inputs, labels * 0 + 99)["valid"].any()
-    square = np.array([[2 + (r + c) % 4 for r in range(4) for c in range(4)]])  # rows and columns hold, boxes do not
+    assert (
+        not check("sudoku", inputs, inputs)["valid"].any()
+        and not check("sudoku", inputs, labels * 0 + 99)["valid"].any()
+    )
+    square = np.array(
+        [[2 + (r + c) % 4 for r in range(4) for c in range(4)]]
+    )  # rows and columns hold, boxes do not
     assert not check("sudoku", np.ones_like(square), square)["valid"][0]
     assert check("sudoku", np.ones_like(square), square, box=(1, 4))["valid"][0]
 
@@ -243,14 +306,26 @@ def test_check_sees_what_is_wrong_with_a_sudoku_answer():
 def test_turned_mazes_are_solved_again_and_turned_labels_would_be_wrong():
     ds = load(replace(TINY, size=10, train_rows=300))
     inputs, labels = ds.variants.inputs.reshape(-1, 100), ds.variants.labels.reshape(-1, 100)
-    assert ds.variants.inputs.shape == (280, 8, 100) and (ds.variants.inputs[:, 0] == ds.train.inputs).all()
+    assert (
+        ds.variants.inputs.shape == (280, 8, 100)
+        and (ds.variants.inputs[:, 0] == ds.train.inputs).all()
+    )
     for i in range(0, len(inputs), 11):
         assert data.solve_maze(decode("maze", inputs[i])) == decode("maze", labels[i])
     grid = ds.train.inputs.reshape(-1, 10, 10)
-    shapes = [np.rot90(g, k, (1, 2)).reshape(-1, 100) for g in (grid, grid[:, :, ::-1]) for k in range(4)]
-    assert {row.tobytes() for row in inputs} == {row.tobytes() for turned in shapes for row in turned}
-    naive = puzzles.turned_mazes(ds.train.labels).reshape(-1, 100)  # what the usual augmentation trains on
-    assert check("maze", inputs, naive)["optimal"].all() and 0.2 < (naive != labels).any(1).mean() < 0.8
+    shapes = [
+        np.rot90(g, k, (1, 2)).reshape(-1, 100) for g in (grid, grid[:, :, ::-1]) for k in range(4)
+    ]
+    assert {row.tobytes() for row in inputs} == {
+        row.tobytes() for turned in shapes for row in turned
+    }
+    naive = puzzles.turned_mazes(ds.train.labels).reshape(
+        -1, 100
+    )  # what the usual augmentation trains on
+    assert (
+        check("maze", inputs, naive)["optimal"].all()
+        and 0.2 < (naive != labels).any(1).mean() < 0.8
+    )
     assert ds.card["labels_by_rule"] == "280 of 280"
 
 
@@ -260,7 +335,9 @@ def test_the_whole_symmetry_group_of_a_sudoku_is_drawn_and_labels_follow():
     for answer in labels:
         many = np.tile(answer, (6000, 1))
         turned, also = puzzles.shuffle_sudoku(many, many, rng(8))
-        assert (turned == also).all() and check("sudoku", np.ones_like(turned), turned)["valid"].all()
+        assert (turned == also).all() and check("sudoku", np.ones_like(turned), turned)[
+            "valid"
+        ].all()
         orbits.add(frozenset(row.tobytes() for row in turned))
     assert sorted(map(len, orbits)) == [96, 192]  # the two classes of the 288 grids, each complete
 
@@ -269,25 +346,38 @@ def test_the_whole_symmetry_group_of_a_sudoku_is_drawn_and_labels_follow():
 def test_sudoku_augmentation_keeps_puzzles_right_and_transposes_only_square_boxes(side):
     inputs, labels = generate_sudokus(DataConfig(task="sudoku", size=side), 60, rng(9), side)
     turned, solved = puzzles.shuffle_sudoku(inputs, labels, rng(10))
-    assert check("sudoku", turned, solved)["valid"].all() and ((turned > 1).sum(1) == (inputs > 1).sum(1)).all()
+    assert (
+        check("sudoku", turned, solved)["valid"].all()
+        and ((turned > 1).sum(1) == (inputs > 1).sum(1)).all()
+    )
     assert (turned != inputs).any(1).mean() > 0.95
     assert (puzzles.sudoku_keys(turned, solved) == puzzles.sudoku_keys(inputs, labels)).all()
     one_row = np.where(np.arange(side * side) < side, labels, 1).astype(np.uint8)
     rows = (puzzles.shuffle_sudoku(one_row, labels, rng(11))[0] > 1).reshape(-1, side, side)
     flipped = rows.all(1).any(1).mean()  # a full column
     assert flipped == 0 if side == 6 else 0.2 < flipped < 0.8
-    one_cell = np.tile(np.where(np.arange(side * side) == 0, labels[0], 1).astype(np.uint8), (100 * side * side, 1))
+    one_cell = np.tile(
+        np.where(np.arange(side * side) == 0, labels[0], 1).astype(np.uint8), (100 * side * side, 1)
+    )
     turned, _ = puzzles.shuffle_sudoku(one_cell, np.tile(labels[0], (len(one_cell), 1)), rng(12))
     assert abs((turned > 1).sum(0) / 100 - 1).max() < 0.5  # it goes everywhere
 
 
-@pytest.mark.parametrize("cfg", [TINY, SUDOKU, replace(SUDOKU, size=6), replace(SUDOKU, size=9)], ids=lambda cfg: f"{cfg.task}{cfg.size}")
+@pytest.mark.parametrize(
+    "cfg",
+    [TINY, SUDOKU, replace(SUDOKU, size=6), replace(SUDOKU, size=9)],
+    ids=lambda cfg: f"{cfg.task}{cfg.size}",
+)
 def test_draws_are_correct_and_differ_from_the_base_rows(cfg):
     ds = load(cfg)
     plain = draw(ds, replace(cfg, augment=False), 32, 0, 5) if cfg.task == "sudoku" else None
     batch = draw(ds, cfg, 32, 0, 5)
     verdict = check(cfg.task, batch["inputs"], batch["labels"])
-    assert all(v.all() for v in verdict.values()) and not batch["puzzle"].any() and batch["puzzle"].shape == (32,)
+    assert (
+        all(v.all() for v in verdict.values())
+        and not batch["puzzle"].any()
+        and batch["puzzle"].shape == (32,)
+    )
     if plain:
         assert (plain["inputs"] != batch["inputs"]).any(1).mean() > 0.9
     else:
@@ -298,28 +388,45 @@ def test_reveal_shows_right_digits_in_its_share_of_the_draws():
     ds = load(SUDOKU)
     hidden, half = (draw(ds, replace(SUDOKU, reveal=share), 2000, 0, 0) for share in (0.0, 0.5))
     more = (half["inputs"] != hidden["inputs"]).any(1)
-    assert (half["labels"] == hidden["labels"]).all() and 0.35 < more.mean() < 0.5  # a part may be none
-    assert ((half["inputs"] == hidden["inputs"]) | ((hidden["inputs"] == 1) & (half["inputs"] == half["labels"]))).all()
+    assert (
+        half["labels"] == hidden["labels"]
+    ).all() and 0.35 < more.mean() < 0.5  # a part may be none
+    assert (
+        (half["inputs"] == hidden["inputs"])
+        | ((hidden["inputs"] == 1) & (half["inputs"] == half["labels"]))
+    ).all()
 
 
 # --- draws ----------------------------------------------------------------------------------------------------------
 
-DRAWS = [TINY, replace(TINY, fresh=True), replace(TINY, fresh=True, walls="perfect", size=5), SUDOKU, replace(SUDOKU, augment=False)]
+DRAWS = [
+    TINY,
+    replace(TINY, fresh=True),
+    replace(TINY, fresh=True, walls="perfect", size=5),
+    SUDOKU,
+    replace(SUDOKU, augment=False),
+]
 same = lambda a, b: all((a[name] == b[name]).all() for name in a)
 
 
-@pytest.mark.parametrize("cfg", DRAWS, ids=lambda c: f"{c.task}-{c.walls}-fresh{c.fresh}-augment{c.augment}")
+@pytest.mark.parametrize(
+    "cfg", DRAWS, ids=lambda c: f"{c.task}-{c.walls}-fresh{c.fresh}-augment{c.augment}"
+)
 def test_a_batch_is_a_function_of_seed_and_step_and_the_ranks_join(cfg):
     ds, again = load(cfg), load(cfg)
     steps = [3, 0, 40, 41, 3]
     got = [draw(ds, cfg, 32, 1, step) for step in steps]
     for step, batch in reversed(list(zip(steps, got))):  # another order, another process
         assert same(batch, draw(again, cfg, 32, 1, step))
-    assert same(got[0], got[4]) and not any(same(a, b) for a, b in itertools.combinations(got[:4], 2))
+    assert same(got[0], got[4]) and not any(
+        same(a, b) for a, b in itertools.combinations(got[:4], 2)
+    )
     assert not same(got[0], draw(ds, cfg, 32, 2, 3))
     for world in 2, 4:
         parts = [draw(ds, cfg, 32, 1, 3, rank, world) for rank in range(world)]
-        assert same(got[0], {name: np.concatenate([part[name] for part in parts]) for name in got[0]})
+        assert same(
+            got[0], {name: np.concatenate([part[name] for part in parts]) for name in got[0]}
+        )
     with pytest.raises(UserError, match="does not divide"):
         draw(ds, cfg, 32, 1, 3, 0, 3)
 
@@ -328,7 +435,9 @@ def test_a_batch_is_a_function_of_seed_and_step_and_the_ranks_join(cfg):
 def test_each_step_augments_anew(cfg):
     ds = load(cfg)
     one = lambda split: split and data.Split(split.inputs[:1], split.labels[:1], split.side)
-    single = replace(ds, train=one(ds.train), variants=one(ds.variants))  # every row of a batch shows the same puzzle
+    single = replace(
+        ds, train=one(ds.train), variants=one(ds.variants)
+    )  # every row of a batch shows the same puzzle
     a, b = (draw(single, cfg, 32, 0, step) for step in (0, 1))
     assert len({row.tobytes() for row in a["inputs"]}) > 4 and not same(a, b)
 
@@ -340,24 +449,41 @@ def test_an_epoch_shows_every_row_once_and_the_next_in_another_order(size):
     n, steps = len(ds.train), 3 * len(ds.train) // size + 1
     index = {row.tobytes(): i for i, row in enumerate(ds.train.inputs)}
     assert len(index) == n
-    seen = [index[row.tobytes()] for step in range(steps) for row in draw(ds, cfg, size, 0, step)["inputs"]]
+    seen = [
+        index[row.tobytes()]
+        for step in range(steps)
+        for row in draw(ds, cfg, size, 0, step)["inputs"]
+    ]
     epochs = [seen[e * n : (e + 1) * n] for e in range(3)]
-    assert all(sorted(epoch) == list(range(n)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert (
+        all(sorted(epoch) == list(range(n)) for epoch in epochs)
+        and epochs[0] != epochs[1] != epochs[2]
+    )
 
 
 def test_batches_are_the_draws_as_tensors():
     ds = load(TINY)
     feed = batches(ds, TINY, 8, 0, 10, rank=1, world=2)
     for step, batch in zip(range(10, 14), feed):
-        assert all(t.dtype == torch.int64 and t.device.type == "cpu" for t in batch.values()) and batch["inputs"].shape == (4, 36)
-        assert same({name: t.numpy() for name, t in batch.items()}, draw(ds, TINY, 8, 0, step, 1, 2))
+        assert all(
+            t.dtype == torch.int64 and t.device.type == "cpu" for t in batch.values()
+        ) and batch["inputs"].shape == (4, 36)
+        assert same(
+            {name: t.numpy() for name, t in batch.items()}, draw(ds, TINY, 8, 0, step, 1, 2)
+        )
     feed.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("draw")]
 
 
 def test_an_error_of_the_thread_reaches_the_loop(monkeypatch):
     ds, honest = load(TINY), data.draw
-    monkeypatch.setattr(data, "draw", lambda ds, cfg, size, seed, step, *a: 1 / 0 if step == 2 else honest(ds, cfg, size, seed, step, *a))
+    monkeypatch.setattr(
+        data,
+        "draw",
+        lambda ds, cfg, size, seed, step, *a: (
+            1 / 0 if step == 2 else honest(ds, cfg, size, seed, step, *a)
+        ),
+    )
     feed = batches(ds, TINY, 8, 0, 0)
     next(feed), next(feed)
     with pytest.raises(ZeroDivisionError):
@@ -366,18 +492,39 @@ def test_an_error_of_the_thread_reaches_the_loop(monkeypatch):
 
 # --- splits ---------------------------------------------------------------------------------------------------------
 
-SPLITS = [TINY, replace(TINY, size=4), replace(TINY, size=4, fresh=True), SUDOKU, replace(SUDOKU, size=6), replace(SUDOKU, size=9)]
+SPLITS = [
+    TINY,
+    replace(TINY, size=4),
+    replace(TINY, size=4, fresh=True),
+    SUDOKU,
+    replace(SUDOKU, size=6),
+    replace(SUDOKU, size=9),
+]
 
 
 @pytest.mark.parametrize("cfg", SPLITS, ids=lambda c: f"{c.task}{c.size}-fresh{c.fresh}")
 def test_no_puzzle_is_in_two_splits_even_turned_mirrored_or_renamed(cfg):
     ds = load(cfg)
-    train = ds.train or data.Split(*map(np.concatenate, zip(*[list(draw(ds, cfg, 64, 0, step).values())[:2] for step in range(30)])), cfg.size)
-    assert (len(ds.val), len(ds.test)) == (20, 30) and (cfg.fresh or len(train) + 20 + ds.card["dropped_in_val"] == 90)
-    keys = [set(puzzles.puzzle_keys(cfg.task, split.inputs, split.labels).min(1).tolist()) for split in (train, ds.val, ds.test)]
+    train = ds.train or data.Split(
+        *map(
+            np.concatenate,
+            zip(*[list(draw(ds, cfg, 64, 0, step).values())[:2] for step in range(30)]),
+        ),
+        cfg.size,
+    )
+    assert (len(ds.val), len(ds.test)) == (20, 30) and (
+        cfg.fresh or len(train) + 20 + ds.card["dropped_in_val"] == 90
+    )
+    keys = [
+        set(puzzles.puzzle_keys(cfg.task, split.inputs, split.labels).min(1).tolist())
+        for split in (train, ds.val, ds.test)
+    ]
     assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
     if cfg.task == "maze":  # without hashes
-        turned = [{row.tobytes() for row in puzzles.turned_mazes(split.inputs).reshape(-1, cfg.size**2)} for split in (train, ds.val, ds.test)]
+        turned = [
+            {row.tobytes() for row in puzzles.turned_mazes(split.inputs).reshape(-1, cfg.size**2)}
+            for split in (train, ds.val, ds.test)
+        ]
         assert not turned[0] & turned[1] and not turned[0] & turned[2] and not turned[1] & turned[2]
     for a, b in zip((ds.val, ds.test), (load(cfg).val, load(cfg).test)):
         assert (a.inputs == b.inputs).all() and (a.labels == b.labels).all()
@@ -386,8 +533,14 @@ def test_no_puzzle_is_in_two_splits_even_turned_mirrored_or_renamed(cfg):
 
 def test_default_sizes_of_the_splits():
     ds = load(DataConfig(size=5))
-    assert len(ds.train) + ds.card["dropped_in_val"] == 900 and (len(ds.val), len(ds.test)) == (100, 512)
-    assert len(load(DataConfig(size=5, train_rows=200)).val) == 50 and len(load(DataConfig(size=8, train_rows=6000)).val) == 512
+    assert len(ds.train) + ds.card["dropped_in_val"] == 900 and (len(ds.val), len(ds.test)) == (
+        100,
+        512,
+    )
+    assert (
+        len(load(DataConfig(size=5, train_rows=200)).val) == 50
+        and len(load(DataConfig(size=8, train_rows=6000)).val) == 512
+    )
     assert len(load(DataConfig(size=5, fresh=True)).val) == 512
 
 
@@ -402,7 +555,9 @@ def test_training_rows_that_are_test_puzzles_in_disguise_are_dropped(tmp_path, t
     else:
         hidden = puzzles.shuffle_sudoku(inputs[:5], labels[:5], rng(13))
     test = write_split(tmp_path / "test.csv", inputs[:20], labels[:20], task)
-    train = write_split(tmp_path / "train.csv", [*inputs[20:], *hidden[0]], [*labels[20:], *hidden[1]], task)
+    train = write_split(
+        tmp_path / "train.csv", [*inputs[20:], *hidden[0]], [*labels[20:], *hidden[1]], task
+    )
     ds = load(replace(cfg, train_path=train, test_path=test))
     assert ds.card["dropped_in_test"] >= 5 and len(ds.val) == 10 and len(ds.test) == 20
     keys = puzzles.puzzle_keys(task, hidden[0], hidden[1]).min(1)
@@ -416,52 +571,112 @@ def test_sudoku_keys_tell_different_puzzles_apart():
     other = inputs.copy()
     for row in other:
         row[np.flatnonzero(row > 1)[0]] = 1  # a clue less
-    assert not np.isin(puzzles.sudoku_keys(other, labels), puzzles.sudoku_keys(inputs, labels)).any()
+    assert not np.isin(
+        puzzles.sudoku_keys(other, labels), puzzles.sudoku_keys(inputs, labels)
+    ).any()
 
 
 @real
 def test_real_maze_and_sudoku_sets_load_with_a_full_card():
-    ds = load(DataConfig(train_path=str(SHARED / "maze_hard_train.csv.gz"), test_path=str(SHARED / "maze_hard_test.csv.gz"), generate=False))
-    assert ds.card["rows"] == {"train": 900, "val": 100, "test": 1000} and ds.card["dropped_in_test"] == 0
-    assert ds.card["labels_by_rule"] == "900 of 900" and 0.87 < ds.card["baseline"]["cells"] < 0.88 and ds.card["baseline"]["exact"] == 0
-    assert ds.shape == {"seq_len": 900, "vocab_size": 6, "num_puzzles": 1, "box_rows": 0, "box_cols": 0}
-    assert all(v.all() for v in check("maze", *list(draw(ds, DataConfig(), 16, 0, 0).values())[:2]).values())
-    cfg = DataConfig(task="sudoku", size=9, train_path=str(SHARED / "sudoku_extreme_train_1000.csv.gz"), test_path=str(SHARED / "sudoku_proxy_test_5000.csv.gz"))
+    ds = load(
+        DataConfig(
+            train_path=str(SHARED / "maze_hard_train.csv.gz"),
+            test_path=str(SHARED / "maze_hard_test.csv.gz"),
+            generate=False,
+        )
+    )
+    assert (
+        ds.card["rows"] == {"train": 900, "val": 100, "test": 1000}
+        and ds.card["dropped_in_test"] == 0
+    )
+    assert (
+        ds.card["labels_by_rule"] == "900 of 900"
+        and 0.87 < ds.card["baseline"]["cells"] < 0.88
+        and ds.card["baseline"]["exact"] == 0
+    )
+    assert ds.shape == {
+        "seq_len": 900,
+        "vocab_size": 6,
+        "num_puzzles": 1,
+        "box_rows": 0,
+        "box_cols": 0,
+    }
+    assert all(
+        v.all()
+        for v in check("maze", *list(draw(ds, DataConfig(), 16, 0, 0).values())[:2]).values()
+    )
+    cfg = DataConfig(
+        task="sudoku",
+        size=9,
+        train_path=str(SHARED / "sudoku_extreme_train_1000.csv.gz"),
+        test_path=str(SHARED / "sudoku_proxy_test_5000.csv.gz"),
+    )
     ds = load(cfg)
-    assert ds.card["rows"] == {"train": 900, "val": 100, "test": 5000} and ds.card["dropped_in_test"] == ds.card["dropped_in_val"] == 0
-    assert ds.card["train_source"] == "sudoku_extreme_train_1000.csv.gz" and len(ds.card["train_sha256"]) == 64
-    assert ds.shape == {"seq_len": 81, "vocab_size": 11, "num_puzzles": 1, "box_rows": 3, "box_cols": 3}
+    assert (
+        ds.card["rows"] == {"train": 900, "val": 100, "test": 5000}
+        and ds.card["dropped_in_test"] == ds.card["dropped_in_val"] == 0
+    )
+    assert (
+        ds.card["train_source"] == "sudoku_extreme_train_1000.csv.gz"
+        and len(ds.card["train_sha256"]) == 64
+    )
+    assert ds.shape == {
+        "seq_len": 81,
+        "vocab_size": 11,
+        "num_puzzles": 1,
+        "box_rows": 3,
+        "box_cols": 3,
+    }
 
 
 def test_redrawn_mazes_are_as_far_and_solved_by_the_rule():
     cfg = replace(TINY, size=8, redraw=5, flip=0.05)
     ds = load(cfg)
-    turned, copies = ds.variants.inputs[:, :8], ds.variants.inputs[:, 8:].reshape(len(ds.train), 8, 5, 64)
-    assert ds.variants.inputs.shape == (len(ds.train), 48, 64) and (turned == puzzles.turned_mazes(ds.train.inputs)).all()
+    turned, copies = (
+        ds.variants.inputs[:, :8],
+        ds.variants.inputs[:, 8:].reshape(len(ds.train), 8, 5, 64),
+    )
+    assert (
+        ds.variants.inputs.shape == (len(ds.train), 48, 64)
+        and (turned == puzzles.turned_mazes(ds.train.inputs)).all()
+    )
     least = min((row == puzzles.PATH).sum() + 1 for row in ds.train.labels)
     for question, label in zip(ds.variants.inputs[3], ds.variants.labels[3]):
-        assert data.solve_maze(decode("maze", question)) == decode("maze", label) and (label == puzzles.PATH).sum() + 1 >= least
+        assert (
+            data.solve_maze(decode("maze", question)) == decode("maze", label)
+            and (label == puzzles.PATH).sum() + 1 >= least
+        )
     new = (copies != turned[:, :, None]).any(-1)
     assert new.mean() > 0.9
     changed = ((copies == puzzles.WALL) != (turned[:, :, None] == puzzles.WALL))[new].mean()
     assert 0.03 < changed < 0.06
-    assert set(draw(ds, cfg, 400, 0, 0)["inputs"].tobytes()[k : k + 64] for k in range(0, 25600, 64)) - {
-        row.tobytes() for row in turned.reshape(-1, 64)}  # copies are drawn too
+    assert set(
+        draw(ds, cfg, 400, 0, 0)["inputs"].tobytes()[k : k + 64] for k in range(0, 25600, 64)
+    ) - {row.tobytes() for row in turned.reshape(-1, 64)}  # copies are drawn too
 
 
 def test_without_flips_the_walls_stay():
     inputs, _ = generate_mazes(TINY, 30, rng(1), 8)
     out = puzzles.redraw_mazes(inputs, 0.0, rng(2))
-    assert ((out == puzzles.WALL) == (inputs == puzzles.WALL)).all() and (out != inputs).any(1).mean() > 0.8
+    assert ((out == puzzles.WALL) == (inputs == puzzles.WALL)).all() and (out != inputs).any(
+        1
+    ).mean() > 0.8
 
 
 def test_test_mazes_may_have_another_size():
     ds = load(replace(TINY, test_size=9))
-    assert ds.test.side == 9 and ds.test.inputs.shape == (30, 81) and ds.val.side == 6 and ds.shape["seq_len"] == 36
+    assert (
+        ds.test.side == 9
+        and ds.test.inputs.shape == (30, 81)
+        and ds.val.side == 6
+        and ds.shape["seq_len"] == 36
+    )
 
 
 def test_baseline_is_what_copying_scores():
-    split = data.Split(np.array([[1, 2], [2, 2]], np.uint8), np.array([[1, 2], [2, 5]], np.uint8), 1)
+    split = data.Split(
+        np.array([[1, 2], [2, 2]], np.uint8), np.array([[1, 2], [2, 5]], np.uint8), 1
+    )
     assert data.baseline(split, "maze") == {"exact": 0.5, "cells": 0.75}
 
 
@@ -483,18 +698,26 @@ def picture(cfg: DataConfig):
         ds = load(cfg)
     except UserError:
         return "refused"
-    return [ds.shape] + [split.inputs.tobytes() for split in (ds.val, ds.test)] + [draw(ds, cfg, 16, 0, 0)["inputs"].tobytes()]
+    return (
+        [ds.shape]
+        + [split.inputs.tobytes() for split in (ds.val, ds.test)]
+        + [draw(ds, cfg, 16, 0, 0)["inputs"].tobytes()]
+    )
 
 
 @pytest.mark.parametrize("name, value, base", SWITCHES)
 def test_every_field_changes_the_data(tmp_path, name, value, base):
     if name.endswith("_path"):
         value = write_split(tmp_path / value, *generate_mazes(base, 90, rng(15), base.size))
-    assert picture(base) == picture(base) != "refused" and picture(replace(base, **{name: value})) != picture(base)
+    assert picture(base) == picture(base) != "refused" and picture(
+        replace(base, **{name: value})
+    ) != picture(base)
 
 
 def test_no_field_is_missing_above():
-    assert {name for name, *_ in SWITCHES} == {field.name for field in dataclasses.fields(DataConfig)}
+    assert {name for name, *_ in SWITCHES} == {
+        field.name for field in dataclasses.fields(DataConfig)
+    }
 
 
 def test_walls_distance_and_clues_are_what_was_asked():
@@ -502,9 +725,14 @@ def test_walls_distance_and_clues_are_what_was_asked():
     assert (labels == puzzles.PATH).sum(1).min() + 1 >= 12
     inputs, _ = generate_mazes(replace(TINY, wall_min=0.0, wall_max=0.0), 5, rng(0), 8)
     assert (inputs != puzzles.WALL).all()
-    inputs, _ = generate_sudokus(replace(SUDOKU, size=9, givens_min=30, givens_max=30), 10, rng(0), 9)
+    inputs, _ = generate_sudokus(
+        replace(SUDOKU, size=9, givens_min=30, givens_max=30), 10, rng(0), 9
+    )
     assert ((inputs > 1).sum(1) == 30).all()
-    assert puzzles.givens_range(replace(SUDOKU, size=9, givens_max=25)) == (25, 25) and puzzles.givens_range(replace(SUDOKU, size=9, givens_min=50)) == (50, 50)
+    assert puzzles.givens_range(replace(SUDOKU, size=9, givens_max=25)) == (
+        25,
+        25,
+    ) and puzzles.givens_range(replace(SUDOKU, size=9, givens_min=50)) == (50, 50)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -513,12 +741,18 @@ def test_walls_distance_and_clues_are_what_was_asked():
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.xz"])
 def test_files_of_every_kind_read_the_same(tmp_path, suffix):
     inputs, labels = generate_mazes(TINY, 60, rng(16), 6)
-    rows = [("elsewhere", decode("maze", q), "7", decode("maze", a)) for q, a in zip(inputs, labels)]
+    rows = [
+        ("elsewhere", decode("maze", q), "7", decode("maze", a)) for q, a in zip(inputs, labels)
+    ]
     path = write(tmp_path / f"a{suffix}", rows, "\ufeffsource,question,rating,answer")
     got = data.read_csv(path, "maze", 6)
     assert (got[0] == inputs).all() and (got[1] == labels).all()
     ds = load(replace(TINY, train_path=path))
-    assert ds.card["train_rows_in_file"] == 60 and ds.card["rows"]["train"] + 20 + ds.card["dropped_in_val"] + ds.card["dropped_in_test"] == 60
+    assert (
+        ds.card["train_rows_in_file"] == 60
+        and ds.card["rows"]["train"] + 20 + ds.card["dropped_in_val"] + ds.card["dropped_in_test"]
+        == 60
+    )
 
 
 def test_the_seed_decides_which_rows_of_a_file_are_used(tmp_path):
@@ -526,11 +760,23 @@ def test_the_seed_decides_which_rows_of_a_file_are_used(tmp_path):
     path = write_split(tmp_path / "a.csv", inputs, labels)
     cfg = replace(TINY, size=8, train_path=path, train_rows=100, test_rows=30)
     first, other, whole = load(cfg), load(replace(cfg, seed=1)), load(replace(cfg, train_rows=0))
-    assert len(first.train) == 80 and len(whole.train) == 180 and first.card["train_rows_in_file"] == 200
-    assert not rows_of(first.train) <= {row.tobytes() for row in inputs[:100]} and rows_of(first.train) != rows_of(other.train)
-    assert rows_of(whole.val) != rows_of(load(replace(cfg, train_rows=0, seed=1)).val)  # the same pool, another cut
+    assert (
+        len(first.train) == 80
+        and len(whole.train) == 180
+        and first.card["train_rows_in_file"] == 200
+    )
+    assert not rows_of(first.train) <= {row.tobytes() for row in inputs[:100]} and rows_of(
+        first.train
+    ) != rows_of(other.train)
+    assert rows_of(whole.val) != rows_of(
+        load(replace(cfg, train_rows=0, seed=1)).val
+    )  # the same pool, another cut
     as_test = replace(TINY, size=8, test_path=path)
-    assert rows_of(load(as_test).test) != rows_of(load(replace(as_test, seed=1)).test) <= {row.tobytes() for row in inputs}
+    assert (
+        rows_of(load(as_test).test)
+        != rows_of(load(replace(as_test, seed=1)).test)
+        <= {row.tobytes() for row in inputs}
+    )
     assert len(load(replace(as_test, test_rows=0)).test) == 200
 
 
@@ -547,21 +793,64 @@ def test_labels_that_follow_another_rule_are_reported_not_refused(tmp_path):
     assert of == len(ds.train) and 0.2 * of < agree < 0.8 * of
 
 
-MAZE = ("S # G" + "     " + "     " + "     " + "     ", "S # G" + "ooooo" + "     " + "     " + "     ")
+MAZE = (
+    "S # G" + "     " + "     " + "     " + "     ",
+    "S # G" + "ooooo" + "     " + "     " + "     ",
+)
 GOOD4 = ("1.34341221434321", "1234341221434321")
 BAD_ROWS = [  # task, side, row 2 of a file, the sentence
     ("maze", 5, (MAZE[0][1:], MAZE[1]), r"row 2: the question has 24 cells, expected 25 \(5x5\)"),
     ("maze", 5, (MAZE[0], MAZE[1] + " "), r"row 2: the answer has 26 cells, expected 25"),
-    ("maze", 5, (MAZE[0][:-1] + "x", MAZE[1]), r"row 2: the question has 'x' at position 25, expected one of ' #GS'"),
-    ("maze", 5, (MAZE[0][:-1] + "\u263a", MAZE[1]), r"row 2: the question has '\u263a' at position 25"),
+    (
+        "maze",
+        5,
+        (MAZE[0][:-1] + "x", MAZE[1]),
+        r"row 2: the question has 'x' at position 25, expected one of ' #GS'",
+    ),
+    (
+        "maze",
+        5,
+        (MAZE[0][:-1] + "\u263a", MAZE[1]),
+        r"row 2: the question has '\u263a' at position 25",
+    ),
     ("maze", 5, (MAZE[1], MAZE[1]), r"row 2: the question has 'o' at position 6"),
-    ("maze", 5, (MAZE[0].replace("S", " "), MAZE[1]), r"row 2: the question has 0 cells S, expected exactly one"),
-    ("maze", 5, (MAZE[0][:-1] + "G", MAZE[1]), r"row 2: the question has 2 cells G, expected exactly one"),
-    ("maze", 5, (MAZE[0], MAZE[1].replace("#", "o")), r"row 2: the answer has 'o' at position 3, where the question gives '#'"),
+    (
+        "maze",
+        5,
+        (MAZE[0].replace("S", " "), MAZE[1]),
+        r"row 2: the question has 0 cells S, expected exactly one",
+    ),
+    (
+        "maze",
+        5,
+        (MAZE[0][:-1] + "G", MAZE[1]),
+        r"row 2: the question has 2 cells G, expected exactly one",
+    ),
+    (
+        "maze",
+        5,
+        (MAZE[0], MAZE[1].replace("#", "o")),
+        r"row 2: the answer has 'o' at position 3, where the question gives '#'",
+    ),
     ("maze", 5, ("S#  G" + "##   " + " " * 15,) * 2, r"row 2: G cannot be reached from S"),
-    ("sudoku", 4, ("5" + GOOD4[0][1:], GOOD4[1]), r"row 2: the question has '5' at position 1, expected one of '.01234'"),
-    ("sudoku", 4, (GOOD4[0], GOOD4[0]), r"row 2: the answer has '.' at position 2, expected one of '1234'"),
-    ("sudoku", 4, (GOOD4[0], "4231" + GOOD4[1][4:]), r"row 2: the answer has '4' at position 1, where the question gives '1'"),
+    (
+        "sudoku",
+        4,
+        ("5" + GOOD4[0][1:], GOOD4[1]),
+        r"row 2: the question has '5' at position 1, expected one of '.01234'",
+    ),
+    (
+        "sudoku",
+        4,
+        (GOOD4[0], GOOD4[0]),
+        r"row 2: the answer has '.' at position 2, expected one of '1234'",
+    ),
+    (
+        "sudoku",
+        4,
+        (GOOD4[0], "4231" + GOOD4[1][4:]),
+        r"row 2: the answer has '4' at position 1, where the question gives '1'",
+    ),
     ("sudoku", 4, (GOOD4[0], "1134" + GOOD4[1][4:]), r"row 2: the answer has a digit twice"),
 ]
 
@@ -581,12 +870,18 @@ def test_bad_files_end_in_one_sentence(tmp_path):
         "absent.csv": (None, "absent.csv does not exist; `python data.py download maze_hard`"),
         "empty.csv": (b"", "empty.csv is empty"),
         "header.csv": (b"question,answer\n", "header but no rows"),
-        "column.csv": (b"question,solution\na,b\n", "has no column 'answer', it has 'question, solution'"),
+        "column.csv": (
+            b"question,solution\na,b\n",
+            "has no column 'answer', it has 'question, solution'",
+        ),
         "short.csv": (b"source,question,answer\nx,y\n", "row 1: 2 columns, expected 3"),
         "truncated.csv.gz": (packed[:-40], "truncated.csv.gz cannot be read"),
         "plain.csv.gz": (b"question,answer\n", "plain.csv.gz cannot be read"),
         "broken.csv.gz": (packed[:40] + b"\0" * 30 + packed[70:], "broken.csv.gz cannot be read"),
-        "truncated.csv.xz": (lzma.compress(b"question,answer\n" * 99)[:-20], "truncated.csv.xz cannot be read"),
+        "truncated.csv.xz": (
+            lzma.compress(b"question,answer\n" * 99)[:-20],
+            "truncated.csv.xz cannot be read",
+        ),
         "plain.csv.xz": (b"question,answer\n", "plain.csv.xz cannot be read"),
         "binary.csv": (b"\xff\xfe\x00\x01" * 50, "binary.csv cannot be read"),
         "folder.csv": ("folder", "folder.csv cannot be read"),
@@ -599,7 +894,9 @@ def test_bad_files_end_in_one_sentence(tmp_path):
         with pytest.raises(UserError) as error:
             load(replace(TINY, train_path=str(tmp_path / name)))
         assert sentence in str(error.value) and "\n" not in str(error.value), name
-    with pytest.raises(UserError, match=r"row 1: the question has 36 cells \(6x6\), expected 900 \(30x30\)"):
+    with pytest.raises(
+        UserError, match=r"row 1: the question has 36 cells \(6x6\), expected 900 \(30x30\)"
+    ):
         load(DataConfig(train_path=good))
     with pytest.raises(UserError, match="data.val_rows: 500 validation rows leave nothing of"):
         load(replace(TINY, train_path=good, val_rows=500))
@@ -688,7 +985,9 @@ def csv_body(tmp_path, monkeypatch):
     inputs, labels = generate_mazes(DataConfig(), 5, rng(19), 30)
     body = Path(write_split(tmp_path / "body.csv", inputs, labels)).read_bytes()
     for split in "train", "test":
-        monkeypatch.setitem(data.KNOWN, f"maze_hard_{split}.csv", (5, data._content(inputs, labels)))
+        monkeypatch.setitem(
+            data.KNOWN, f"maze_hard_{split}.csv", (5, data._content(inputs, labels))
+        )
     for name in "http_proxy", "https_proxy", "all_proxy", "no_proxy":
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -697,21 +996,36 @@ def csv_body(tmp_path, monkeypatch):
 
 def test_download_fetches_once_and_what_it_fetched_loads(server, csv_body, tmp_path, capsys):
     url, files, hits = server
-    files |= {"/train.csv": (csv_body, len(csv_body), 200), "/test.csv": (csv_body, None, 200)}  # with and without a length
+    files |= {
+        "/train.csv": (csv_body, len(csv_body), 200),
+        "/test.csv": (csv_body, None, 200),
+    }  # with and without a length
     to = tmp_path / "deep" / "data"
     paths = data.download("maze_hard", str(to), url)
-    assert [p.name for p in paths] == ["maze_hard_train.csv", "maze_hard_test.csv"] and paths[0].read_bytes() == csv_body
+    assert [p.name for p in paths] == ["maze_hard_train.csv", "maze_hard_test.csv"] and paths[
+        0
+    ].read_bytes() == csv_body
     assert "5 rows  sha256" in capsys.readouterr().out and len(list(to.iterdir())) == 2
     data.download("maze_hard", str(to), url + "/")
-    assert hits == ["/train.csv", "/test.csv"] and len(load(DataConfig(test_path=str(paths[1]), fresh=True)).test) == 5
+    assert (
+        hits == ["/train.csv", "/test.csv"]
+        and len(load(DataConfig(test_path=str(paths[1]), fresh=True)).test) == 5
+    )
 
 
 def test_a_bad_answer_leaves_nothing_behind_and_names_the_file_to_fetch(server, csv_body, tmp_path):
     url, files, _ = server
     rows = csv_body.split(b"\n")
-    swapped = b"\n".join([rows[0], b",".join(rows[1].split(b",")[:1] * 2), *rows[2:]])  # well formed, but not the set
+    swapped = b"\n".join(
+        [rows[0], b",".join(rows[1].split(b",")[:1] * 2), *rows[2:]]
+    )  # well formed, but not the set
     for body, length, status, why in [
-        (csv_body[:-500], len(csv_body), 200, f"ended after {len(csv_body) - 500} of {len(csv_body)} bytes|IncompleteRead"),
+        (
+            csv_body[:-500],
+            len(csv_body),
+            200,
+            f"ended after {len(csv_body) - 500} of {len(csv_body)} bytes|IncompleteRead",
+        ),
         (csv_body[:-500], None, 200, "row 5: the answer has"),
         (b"<html>please log in</html>", 26, 200, "has no column 'question'"),
         (b"\n".join(rows[:4]) + b"\n", None, 200, "it has 3 rows, expected 5"),
@@ -724,14 +1038,24 @@ def test_a_bad_answer_leaves_nothing_behind_and_names_the_file_to_fetch(server, 
         to = tmp_path / "data"
         with pytest.raises(UserError, match=why) as error:
             data.download("maze_hard", str(to), url)
-        assert str(error.value).endswith(f"fetch that address by hand and save it as {to / 'maze_hard_train.csv'}")
-        assert f"{url}/train.csv" in str(error.value) and ".part" not in str(error.value) and "\n" not in str(error.value)
+        assert str(error.value).endswith(
+            f"fetch that address by hand and save it as {to / 'maze_hard_train.csv'}"
+        )
+        assert (
+            f"{url}/train.csv" in str(error.value)
+            and ".part" not in str(error.value)
+            and "\n" not in str(error.value)
+        )
         assert not list(to.iterdir())
 
 
 def test_no_network_a_bad_address_and_an_unwritable_folder_are_said(tmp_path, csv_body):
     (tmp_path / "file").write_text("")
-    for url, to in ("http://127.0.0.1:9", "data"), ("nonsense", "data"), ("http://127.0.0.1:9", "file/data"):
+    for url, to in (
+        ("http://127.0.0.1:9", "data"),
+        ("nonsense", "data"),
+        ("http://127.0.0.1:9", "file/data"),
+    ):
         with pytest.raises(UserError, match="fetch that address by hand"):
             data.download("maze_hard", str(tmp_path / to), url)
 
@@ -745,11 +1069,15 @@ def test_proxy_variables_are_respected(server, csv_body, tmp_path, monkeypatch):
 
 
 def test_the_command_line_answers_help_and_fails_with_code_2(tmp_path):
-    run = lambda *args: subprocess.run([sys.executable, "data.py", *args], cwd=ROOT, capture_output=True, text=True)
+    run = lambda *args: subprocess.run(
+        [sys.executable, "data.py", *args], cwd=ROOT, capture_output=True, text=True
+    )
     out = run("--help")
     assert out.returncode == 0 and "download" in out.stdout
     out = run("download", "maze_hard", "--to", str(tmp_path), "--url", "http://127.0.0.1:9")
-    assert out.returncode == 2 and out.stderr.startswith("error: no ") and out.stderr.count("\n") == 1
+    assert (
+        out.returncode == 2 and out.stderr.startswith("error: no ") and out.stderr.count("\n") == 1
+    )
     assert run("download", "chess").returncode == 2
 
 
@@ -757,7 +1085,9 @@ def test_the_command_line_answers_help_and_fails_with_code_2(tmp_path):
     (["puzzles.py"], "import puzzles; print(puzzles.solve_maze('S  ##G   ').count('o'))", "2\n"),
     (["puzzles.py", "features.py", "control.py", "control_metrics.py", "stats.py", "arc.py", "data.py"], "import data; print(len(data.load(data.DataConfig(size=5)).test))", "512\n"),
 ])  # fmt: skip
-def test_the_files_can_be_copied_without_the_rest_and_import_without_torch(tmp_path, names, code, expected):
+def test_the_files_can_be_copied_without_the_rest_and_import_without_torch(
+    tmp_path, names, code, expected
+):
     for name in names:
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     code = "import sys; sys.modules['torch'] = None; " + code

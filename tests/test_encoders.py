@@ -36,7 +36,15 @@ VARIATIONAL = [kind for kind in KINDS if FAMILY[kind][1]]
 
 def make(kind: str, seed: int = 0, prefix: int = 0, **changes) -> encoders.Encoder:
     torch.manual_seed(seed)
-    return make_encoder(EncoderConfig(kind, **TINY | changes), D, prefix or (K * 2 * S if kind == "cells" else P), S, V, num_tasks=6, num_puzzles=12)
+    return make_encoder(
+        EncoderConfig(kind, **TINY | changes),
+        D,
+        prefix or (K * 2 * S if kind == "cells" else P),
+        S,
+        V,
+        num_tasks=6,
+        num_puzzles=12,
+    )
 
 
 def examples(seed: int = 1, B: int = B) -> dict[str, torch.Tensor]:
@@ -46,7 +54,12 @@ def examples(seed: int = 1, B: int = B) -> dict[str, torch.Tensor]:
     demos[:, 1, :, 6:] = 0
     demos[0, 0, 1, 4:] = 0
     mask = torch.arange(K) < torch.tensor([3, 2, 1, 3])[:B, None]
-    return {"demos": demos, "mask": mask, "task": torch.arange(B) % 6, "puzzle": torch.arange(B) % 12}
+    return {
+        "demos": demos,
+        "mask": mask,
+        "task": torch.arange(B) % 6,
+        "puzzle": torch.arange(B) % 12,
+    }
 
 
 def context_of(encoder, batch, state=None, noise=None):
@@ -62,14 +75,31 @@ def noise_of(encoder, seed: int = 5):
 BLOCK = 4 * 512**2 + 3 * 512 * 1536
 TABLES, OUT, QUERIES, CLS = 2 * 12 * 512, 512**2, 16 * 512, 512
 TWO_HEADS, HEAD = 2 * (512**2 + 512), 512 * 16 * 512
-SMALL = 12 * 128 + 2 * 30 * 128 + 2 * 128 + 128 + 2 * (4 * 128**2 + 2 * 128 * 512)  # tokens, rows and columns, sides, CLS, blocks
+SMALL = (
+    12 * 128 + 2 * 30 * 128 + 2 * 128 + 128 + 2 * (4 * 128**2 + 2 * 128 * 512)
+)  # tokens, rows and columns, sides, CLS, blocks
 SIZES = [
     ("standard", {}, TABLES + 2 * BLOCK + OUT + QUERIES + BLOCK, 10.51),
     ("standard", {"layers": 4}, TABLES + 4 * BLOCK + OUT + QUERIES + BLOCK, 17.32),
-    ("standard", {"pooling": "attention"}, TABLES + 2 * BLOCK + OUT + QUERIES + BLOCK + 512 + 4 * 512**2, 10.51 + 1.05),
+    (
+        "standard",
+        {"pooling": "attention"},
+        TABLES + 2 * BLOCK + OUT + QUERIES + BLOCK + 512 + 4 * 512**2,
+        10.51 + 1.05,
+    ),
     ("hybrid_standard", {"layers": 4}, TABLES + CLS + 4 * BLOCK + QUERIES + BLOCK, 17.06),
-    ("hybrid_standard", {"layers": 4, "set_layers": 2}, TABLES + CLS + 4 * BLOCK + QUERIES + 2 * BLOCK, 20.47),
-    ("hybrid_variational", {"layers": 4}, TABLES + CLS + 4 * BLOCK + QUERIES + BLOCK + TWO_HEADS + HEAD, 21.78),
+    (
+        "hybrid_standard",
+        {"layers": 4, "set_layers": 2},
+        TABLES + CLS + 4 * BLOCK + QUERIES + 2 * BLOCK,
+        20.47,
+    ),
+    (
+        "hybrid_variational",
+        {"layers": 4},
+        TABLES + CLS + 4 * BLOCK + QUERIES + BLOCK + TWO_HEADS + HEAD,
+        21.78,
+    ),
     ("lpn_standard", {"layers": 4}, TABLES + CLS + 4 * BLOCK + HEAD, 17.84),
     ("lpn_standard", {"layers": 8}, TABLES + CLS + 8 * BLOCK + HEAD, 31.47),
     ("lpn_variational", {"layers": 4}, TABLES + CLS + 4 * BLOCK + TWO_HEADS + HEAD, 18.36),
@@ -84,16 +114,22 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("kind, keys, formula, millions", SIZES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    "kind, keys, formula, millions", SIZES, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_encoder_sizes_are_those_of_the_public_code(kind, keys, formula, millions):
     with torch.device("meta"):
-        encoder = make_encoder(EncoderConfig(kind, **keys), 512, 16, 900, 12, num_tasks=5, num_puzzles=7)
+        encoder = make_encoder(
+            EncoderConfig(kind, **keys), 512, 16, 900, 12, num_tasks=5, num_puzzles=7
+        )
     count = sum(p.numel() for p in encoder.parameters())
     assert count == formula and abs(count / 1e6 - millions) < 0.006
 
 
 def test_every_encoder_kind_is_in_the_config_and_none_makes_none():
-    assert {"none", *FAMILY} == set(typing.get_args(EncoderConfig.__dataclass_fields__["kind"].type))
+    assert {"none", *FAMILY} == set(
+        typing.get_args(EncoderConfig.__dataclass_fields__["kind"].type)
+    )
     assert make_encoder(EncoderConfig(), D, P, S, V) is None
 
 
@@ -113,7 +149,9 @@ def test_masked_attention_of_an_encoder_is_plain_attention_where_nothing_is_hidd
     for view in (None, None, angles.expand(2, -1, -1)), (h, mask, angles.expand(2, -1, -1)):
         torch.testing.assert_close(masked(h, view), expected)
     mask[1, 2:] = False  # hidden positions might as well not be there
-    torch.testing.assert_close(masked(h, (None, mask, None))[1], masked(h[1:], (h[1:, :2], None, None))[0])
+    torch.testing.assert_close(
+        masked(h, (None, mask, None))[1], masked(h[1:], (h[1:, :2], None, None))[0]
+    )
 
 
 def test_encoder_pools_by_hand():
@@ -122,7 +160,9 @@ def test_encoder_pools_by_hand():
     torch.testing.assert_close(Pool("mean", 2, 1)(h, valid), torch.tensor([[2.0, 4.0]]))
     pool = Pool("weighted", 2, 1)
     with torch.no_grad():
-        pool.score.weight.copy_(torch.tensor([[0.5, 0.0]]))  # scores 0.5 and 1.5: weights 1 / (1 + e) and e / (1 + e)
+        pool.score.weight.copy_(
+            torch.tensor([[0.5, 0.0]])
+        )  # scores 0.5 and 1.5: weights 1 / (1 + e) and e / (1 + e)
     e = torch.tensor(1.0).exp()
     torch.testing.assert_close(pool(h, valid), (h[:, 0] + e * h[:, 1]) / (1 + e))
     for kind in "mean", "weighted", "attention":
@@ -133,15 +173,25 @@ def test_encoder_pools_by_hand():
 
 
 LEARNING = [(kind, {}) for kind in KINDS] + [
-    ("standard", {"pooling": "attention"}), ("recurrent_standard", {"pooling": "weighted"}), ("trm_style", {"pooling": "attention", "gain_learned": True}),
-    ("standard", {"norm_place": "pre"}), ("recurrent_standard", {"norm_place": "pre"}), ("lpn_var", {"gain_learned": True}), ("trm_style", {"carry_ema": 0.9}), ("trm_style", {"T": 1})]
+    ("standard", {"pooling": "attention"}),
+    ("recurrent_standard", {"pooling": "weighted"}),
+    ("trm_style", {"pooling": "attention", "gain_learned": True}),
+    ("standard", {"norm_place": "pre"}),
+    ("recurrent_standard", {"norm_place": "pre"}),
+    ("lpn_var", {"gain_learned": True}),
+    ("trm_style", {"carry_ema": 0.9}),
+    ("trm_style", {"T": 1}),
+]
 
 
 @pytest.mark.parametrize("kind, keys", LEARNING, ids=str)
 def test_every_encoder_parameter_learns_at_every_step(kind, keys):
     """20 consecutive steps as in training: the state is carried, one slot after another starts over; the loss falls."""
     encoder, batch, state = make(kind, **keys), examples(), None
-    target, g = torch.randn(B, encoder.prefix, D, generator=torch.Generator().manual_seed(9)), torch.Generator().manual_seed(5)
+    target, g = (
+        torch.randn(B, encoder.prefix, D, generator=torch.Generator().manual_seed(9)),
+        torch.Generator().manual_seed(5),
+    )
     optimizer = torch.optim.Adam(encoder.parameters(), lr=3e-3)
     losses, first = [], []
     for step in range(20):
@@ -165,7 +215,11 @@ def test_gradient_of_every_slot_reaches_the_encoder(kind):
     encoder, batch = make(kind), examples()
     context = context_of(encoder, batch, noise=noise_of(encoder))
     for row in range(B):
-        grads = torch.autograd.grad(context[row].square().sum() + context[row].sum(), encoder.reader.tokens, retain_graph=True)[0]
+        grads = torch.autograd.grad(
+            context[row].square().sum() + context[row].sum(),
+            encoder.reader.tokens,
+            retain_graph=True,
+        )[0]
         assert grads.any(), f"slot {row}"
 
 
@@ -195,7 +249,10 @@ def test_encoder_ignores_the_order_of_demonstrations(kind):
 def test_encoder_of_all_demonstrations_twice_is_the_same_and_of_one_twice_is_not(kind):
     encoder, batch = make(kind).eval(), examples()
     twice = batch | {"demos": batch["demos"].repeat(1, 2, 1, 1), "mask": batch["mask"].repeat(1, 2)}
-    one = batch | {"demos": torch.cat([batch["demos"], batch["demos"][:, :1]], 1), "mask": torch.cat([batch["mask"], batch["mask"][:, :1]], 1)}
+    one = batch | {
+        "demos": torch.cat([batch["demos"], batch["demos"][:, :1]], 1),
+        "mask": torch.cat([batch["mask"], batch["mask"][:, :1]], 1),
+    }
     a = context_of(encoder, batch)
     torch.testing.assert_close(a, context_of(encoder, twice), rtol=1e-4, atol=1e-5)
     b = context_of(encoder, one)
@@ -211,7 +268,10 @@ def test_encoder_ignores_empty_slots(kind):
     a = encode(encoder, batch)
     assert torch.equal(a[0], context_of(encoder, batch | {"demos": other}))
     if kind != "cells":  # whose context has a place for every slot
-        more = {"demos": torch.cat([batch["demos"], batch["demos"]], 1), "mask": torch.cat([batch["mask"], batch["mask"] & False], 1)}
+        more = {
+            "demos": torch.cat([batch["demos"], batch["demos"]], 1),
+            "mask": torch.cat([batch["mask"], batch["mask"] & False], 1),
+        }
         b = encode(encoder, batch | more)
         for x, y in zip((a[0], *a[2].values()), (b[0], *b[2].values()), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
@@ -225,18 +285,27 @@ def test_encoder_works_on_valid_demonstrations_only(kind):
     assert seen == [int(batch["mask"].sum())] == [9]
 
 
-@pytest.mark.parametrize("keys", [{}, {"pooling": "attention"}, {"pooling": "weighted"}, {"positions": "rope2d"}], ids=str)
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"pooling": "attention"}, {"pooling": "weighted"}, {"positions": "rope2d"}],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", READING)
 def test_encoder_ignores_padding(kind, keys):
     """A demonstration says the same beside a fuller one; and with the blocks run over the whole canvas, padding masked."""
     encoder, batch = make(kind, **keys, heads=2).eval(), examples()
-    alone = {k: v[1:2, 1:2] if v.dim() > 1 else v[1:2] for k, v in batch.items()}  # row 1, its padded demonstration
+    alone = {
+        k: v[1:2, 1:2] if v.dim() > 1 else v[1:2] for k, v in batch.items()
+    }  # row 1, its padded demonstration
     alone["mask"][:] = True
     reader = encoder.reader
-    short, full = reader(alone["demos"][0], torch.float32), reader(batch["demos"].flatten(0, 1), torch.float32)[K + 1]
+    short, full = (
+        reader(alone["demos"][0], torch.float32),
+        reader(batch["demos"].flatten(0, 1), torch.float32)[K + 1],
+    )
     torch.testing.assert_close(short[0], full, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        reader.tokens[:: V] += 1.0  # the padding's own row of each table
+        reader.tokens[::V] += 1.0  # the padding's own row of each table
     torch.testing.assert_close(reader(alone["demos"][0], torch.float32), short, rtol=0, atol=0)
 
 
@@ -273,8 +342,14 @@ def test_encoder_of_rows_without_demonstrations_is_finite(kind, pooling):
     for empty in torch.tensor([False, True, False, False]), torch.ones(B, dtype=torch.bool):
         batch["mask"] = batch["mask"] & ~empty[:, None]
         context, _, aux = encode(encoder, batch, noise=noise_of(encoder))
-        grads = torch.autograd.grad(context.square().sum(), encoder.parameters(), allow_unused=True) if context.requires_grad else ()
-        assert all(torch.isfinite(t).all() for t in (context, *aux.values(), *grads) if t is not None)
+        grads = (
+            torch.autograd.grad(context.square().sum(), encoder.parameters(), allow_unused=True)
+            if context.requires_grad
+            else ()
+        )
+        assert all(
+            torch.isfinite(t).all() for t in (context, *aux.values(), *grads) if t is not None
+        )
     if kind not in VARIATIONAL:
         assert torch.equal(context[0], context[1]), "says nothing of the task"
 
@@ -283,7 +358,9 @@ def test_encoder_of_rows_without_demonstrations_is_finite(kind, pooling):
 def test_encoder_does_not_rely_on_what_a_kernel_does_where_all_is_masked(kind, monkeypatch):
     def naive(q, k, v, attn_mask=None):  # NaN there
         score = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-        return (score if attn_mask is None else score.masked_fill(~attn_mask, -torch.inf)).softmax(-1) @ v
+        return (score if attn_mask is None else score.masked_fill(~attn_mask, -torch.inf)).softmax(
+            -1
+        ) @ v
 
     encoder, batch = make(kind, pooling="attention"), examples()
     batch["mask"][1] = False
@@ -299,7 +376,13 @@ def test_small_encoder_sums_colour_row_column_and_side(kind):
     demos[:, 1, 4:] = 0
     reader(demos, torch.float32)
     present = [(side, cell) for side in range(2) for cell in range(S) if demos[0, side, cell]]
-    expected = [reader.tokens[demos[0, side, cell]] + reader.rows[cell // 3] + reader.cols[cell % 3] + reader.sides[side] for side, cell in present]
+    expected = [
+        reader.tokens[demos[0, side, cell]]
+        + reader.rows[cell // 3]
+        + reader.cols[cell % 3]
+        + reader.sides[side]
+        for side, cell in present
+    ]
     torch.testing.assert_close(seen[0][: 1 + len(present)], torch.stack([reader.cls[0], *expected]))
 
 
@@ -308,7 +391,9 @@ def test_cells_encoder_keeps_every_cell_in_its_place():
     h = context_of(encoder, batch).view(B, K, 2, S, D)
     present = (batch["demos"] > 0) & batch["mask"][:, :, None, None]
     assert torch.equal(h.abs().sum(-1) > 0, present)
-    with pytest.raises(ValueError, match="54 context positions of 3 demonstrations, the net has prefix = 16"):
+    with pytest.raises(
+        ValueError, match="54 context positions of 3 demonstrations, the net has prefix = 16"
+    ):
         context_of(make("cells", prefix=16), batch)
 
 
@@ -321,16 +406,24 @@ def test_encoder_context_has_rms_of_the_gain(kind, norm_place):
     batch = examples()
     for gain in (1.0, 0.25):
         context = context_of(make(kind, norm_place=norm_place, gain=gain).eval(), batch)
-        torch.testing.assert_close(context.square().mean(-1).sqrt(), torch.full((B, P), gain), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            context.square().mean(-1).sqrt(), torch.full((B, P), gain), rtol=1e-3, atol=0
+        )
     learned = make(kind, gain=0.25, gain_learned=True).eval()
     assert learned.gain.item() == 0.25 and isinstance(learned.gain, torch.nn.Parameter)
 
 
 @pytest.mark.parametrize("norm_place", ["post", "pre"])
 def test_recurrent_encoder_state_does_not_grow(norm_place):
-    encoder, batch, state = make("recurrent_standard", norm_place=norm_place).eval(), examples(), None
+    encoder, batch, state = (
+        make("recurrent_standard", norm_place=norm_place).eval(),
+        examples(),
+        None,
+    )
     for _ in range(30):
-        context, state, _ = encode(encoder, batch, encoder.reset(state, torch.zeros(B, dtype=torch.bool)))
+        context, state, _ = encode(
+            encoder, batch, encoder.reset(state, torch.zeros(B, dtype=torch.bool))
+        )
     torch.testing.assert_close(state.square().mean(-1).sqrt(), torch.ones(B, P), rtol=1e-3, atol=0)
 
 
@@ -338,7 +431,11 @@ def test_encoder_context_positions_differ_at_the_start():
     batch = examples()
 
     def diversity(**keys):  # variance over context positions, of a mean square of 1
-        return context_of(make("standard", prefix=16, **keys).eval(), batch).var(1, unbiased=False).mean()
+        return (
+            context_of(make("standard", prefix=16, **keys).eval(), batch)
+            .var(1, unbiased=False)
+            .mean()
+        )
 
     assert diversity(query_std=0.02) < 0.01 < 0.2 < diversity()
 
@@ -347,22 +444,34 @@ def test_lookup_encoder_is_the_nets_own_embedding_to_the_bit():
     from model import TRM, ModelConfig, Shape
 
     torch.manual_seed(0)
-    net = TRM(ModelConfig(dim=D, heads=2, n_layers=1, T=2, n=1, prefix=P, multiple=4), Shape(S, V, 12))
+    net = TRM(
+        ModelConfig(dim=D, heads=2, n_layers=1, T=2, n=1, prefix=P, multiple=4), Shape(S, V, 12)
+    )
     encoder = make("lookup", gain=7.0, normalize=True)
     with torch.no_grad():
         net.puzzles.normal_()
         encoder.puzzles.copy_(net.puzzles)
-    batch = examples() | {"inputs": torch.ones(B, S, dtype=torch.long), "labels": torch.ones(B, S, dtype=torch.long)}
+    batch = examples() | {
+        "inputs": torch.ones(B, S, dtype=torch.long),
+        "labels": torch.ones(B, S, dtype=torch.long),
+    }
     batch["puzzle"] = torch.tensor([3, 11, 0, 7])
     carry = net.refill(net.start(batch), batch)
-    assert torch.equal(net.step(carry)[1].logits, net.step(carry, encode(encoder, batch)[0])[1].logits)
-    assert not torch.equal(net.step(carry)[1].logits, net.step(carry, encode(encoder, batch | {"puzzle": batch["task"]})[0])[1].logits)
+    assert torch.equal(
+        net.step(carry)[1].logits, net.step(carry, encode(encoder, batch)[0])[1].logits
+    )
+    assert not torch.equal(
+        net.step(carry)[1].logits,
+        net.step(carry, encode(encoder, batch | {"puzzle": batch["task"]})[0])[1].logits,
+    )
 
 
 def test_one_hot_encoder_reads_the_task_id_and_nothing_else():
     encoder, batch = make("one_hot"), examples()
     a = context_of(encoder, batch)
-    assert torch.equal(a, context_of(encoder, batch | {"puzzle": batch["puzzle"] + 1, "demos": batch["demos"] * 0}))
+    assert torch.equal(
+        a, context_of(encoder, batch | {"puzzle": batch["puzzle"] + 1, "demos": batch["demos"] * 0})
+    )
     assert not torch.equal(a, context_of(encoder, batch | {"task": batch["task"] + 1}))
 
 
@@ -377,12 +486,27 @@ def test_recurrent_encoder_detaches_what_comes_in_only(kind):
     second = encoder.reset(state, torch.tensor([True, False, False, False]))
     context, _, _ = encode(encoder, batch, second)
     assert context.requires_grad
-    slots = [torch.autograd.grad(context[row].square().sum() + context[row].sum(), encoder.first, retain_graph=True, allow_unused=True)[0] for row in (0, 1)]
+    slots = [
+        torch.autograd.grad(
+            context[row].square().sum() + context[row].sum(),
+            encoder.first,
+            retain_graph=True,
+            allow_unused=True,
+        )[0]
+        for row in (0, 1)
+    ]
     assert slots[0].any(), "a fresh slot moves the learned first state"
     assert not slots[1].any(), "a slot that goes on does not: nothing flows through steps"
     attached = state.clone().requires_grad_()
-    assert not encoder.reset(attached, torch.zeros(B, dtype=torch.bool)).eq(attached).logical_not().any()
-    context, _, _ = encode(encoder, batch, encoder.reset(attached, torch.zeros(B, dtype=torch.bool)))
+    assert (
+        not encoder.reset(attached, torch.zeros(B, dtype=torch.bool))
+        .eq(attached)
+        .logical_not()
+        .any()
+    )
+    context, _, _ = encode(
+        encoder, batch, encoder.reset(attached, torch.zeros(B, dtype=torch.bool))
+    )
     context.sum().backward()
     assert attached.grad is None
 
@@ -441,7 +565,12 @@ def test_trm_style_encoder_gives_gradient_to_its_last_cycle_only():
             state = short.recurse(vectors, batch["mask"], state)
     a, b = context_of(long, batch), context_of(short, batch, state)
     torch.testing.assert_close(a, b)
-    for got, expected in zip(*(torch.autograd.grad(c.square().sum() + c.sum(), e.blocks.parameters()) for c, e in ((a, long), (b, short)))):
+    for got, expected in zip(
+        *(
+            torch.autograd.grad(c.square().sum() + c.sum(), e.blocks.parameters())
+            for c, e in ((a, long), (b, short))
+        )
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -455,7 +584,9 @@ def test_kl_of_an_encoder_by_hand():
         part.log_var.bias.copy_(torch.tensor([0.0, 2.0]))
     z, kl = part(torch.tensor([[0.0], [3.0]]), None)
     e2 = torch.tensor(2.0).exp()
-    torch.testing.assert_close(kl, torch.stack([(e2 - 3) / 2, 4.5 + (e2 - 3) / 2]))  # half of mu^2 + sigma^2 - 1 - log sigma^2
+    torch.testing.assert_close(
+        kl, torch.stack([(e2 - 3) / 2, 4.5 + (e2 - 3) / 2])
+    )  # half of mu^2 + sigma^2 - 1 - log sigma^2
     torch.testing.assert_close(z, torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
     z, _ = part.train()(torch.tensor([[3.0]]), torch.tensor([[2.0, -1.0]]))
     torch.testing.assert_close(z, torch.tensor([[5.0, -torch.tensor(1.0).exp()]]))
@@ -467,7 +598,10 @@ def test_kl_of_an_encoder_is_a_mean_over_a_rows_demonstrations(kind):
     encoder, batch = make(kind).eval(), examples()
     kl = encode(encoder, batch)[2]["kl"]
     assert kl.shape == (B,) and (kl > 0).all()
-    twice = {k: v.repeat(1, 2, *[1] * (v.dim() - 2)) if k in ("demos", "mask") else v for k, v in batch.items()}
+    twice = {
+        k: v.repeat(1, 2, *[1] * (v.dim() - 2)) if k in ("demos", "mask") else v
+        for k, v in batch.items()
+    }
     torch.testing.assert_close(encode(encoder, twice)[2]["kl"], kl, rtol=1e-4, atol=1e-5)
     alone = {k: v[2:3] for k, v in batch.items()}
     torch.testing.assert_close(encode(encoder, alone)[2]["kl"], kl[2:3], rtol=1e-4, atol=1e-5)
@@ -485,7 +619,9 @@ def test_variational_encoder_samples_in_training_only(kind):
     assert torch.equal(a, context_of(encoder, batch))
     with torch.no_grad():  # the noise of a vanishing sigma is no noise
         encoder.bottleneck.log_var.bias.fill_(-100.0)
-    torch.testing.assert_close(context_of(encoder.train(), batch, noise=noise_of(encoder)), a, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(
+        context_of(encoder.train(), batch, noise=noise_of(encoder)), a, rtol=0.1, atol=0.1
+    )
 
 
 # --- switches -------------------------------------------------------------------------------------------------------
@@ -529,8 +665,16 @@ SWITCHES = [  # key, value, under, what moves: the weights' shapes, the context,
 
 
 def test_every_encoder_switch_has_a_row():
-    of_training = {"lr", "decoder_lr", "freeze_steps", "freeze_decoder_steps", "decoder"}  # they have theirs in test_conditioned.py
-    assert {row[0] for row in SWITCHES} == {f.name for f in dataclasses.fields(EncoderConfig)} - of_training
+    of_training = {
+        "lr",
+        "decoder_lr",
+        "freeze_steps",
+        "freeze_decoder_steps",
+        "decoder",
+    }  # they have theirs in test_conditioned.py
+    assert {row[0] for row in SWITCHES} == {
+        f.name for f in dataclasses.fields(EncoderConfig)
+    } - of_training
 
 
 @pytest.mark.parametrize("key, value, under, moves", SWITCHES, ids=lambda v: str(v))
@@ -538,8 +682,13 @@ def test_every_encoder_switch_moves_what_it_should(key, value, under, moves):
     seen = []
     for keys in under, under | {key: value}:
         encoder = make(**{"kind": "standard", "heads": 2} | keys).eval()
-        seen.append({"weights": {k: tuple(v.shape) for k, v in encoder.state_dict().items()},
-                     "learned": [k for k, p in encoder.named_parameters() if p.requires_grad], "context": context_of(encoder, examples())})
+        seen.append(
+            {
+                "weights": {k: tuple(v.shape) for k, v in encoder.state_dict().items()},
+                "learned": [k for k, p in encoder.named_parameters() if p.requires_grad],
+                "context": context_of(encoder, examples()),
+            }
+        )
     a, b = seen
     moved = {"context"} if not torch.allclose(a["context"], b["context"], atol=1e-5) else set()
     moved |= {part for part in ("weights", "learned") if a[part] != b[part]}
@@ -552,17 +701,37 @@ def test_every_encoder_switch_moves_what_it_should(key, value, under, moves):
 @pytest.mark.parametrize("kind", READING)
 def test_encoder_runs_in_bfloat16(kind):
     torch.manual_seed(0)
-    encoder = make_encoder(EncoderConfig(kind, **TINY), D, K * 2 * S if kind == "cells" else P, S, V, compute=torch.bfloat16)
+    encoder = make_encoder(
+        EncoderConfig(kind, **TINY),
+        D,
+        K * 2 * S if kind == "cells" else P,
+        S,
+        V,
+        compute=torch.bfloat16,
+    )
     context, state, _ = encode(encoder, examples(), noise=noise_of(encoder))
     assert context.dtype == torch.float32 and (state is None or state.dtype == torch.bfloat16)
     context.square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("keys, problem", [
-    ({"layers": 0}, ("layers", "at least 1")), ({"latent": -1}, ("latent", "at least 0")), ({"expansion": 0.0}, ("expansion", "more than 0")),
-    ({"carry_ema": 1.0}, ("carry_ema", "a share from 0 to below 1")), ({"kind": "lpn", "small": 12}, ("small", "a multiple of encoder.heads = 8")),
-    ({"kind": "standard"}, ("kind", "'none' with model.prefix = 0: the context has no place to go")), ({}, None)])
+@pytest.mark.parametrize(
+    "keys, problem",
+    [
+        ({"layers": 0}, ("layers", "at least 1")),
+        ({"latent": -1}, ("latent", "at least 0")),
+        ({"expansion": 0.0}, ("expansion", "more than 0")),
+        ({"carry_ema": 1.0}, ("carry_ema", "a share from 0 to below 1")),
+        ({"kind": "lpn", "small": 12}, ("small", "a multiple of encoder.heads = 8")),
+        (
+            {"kind": "standard"},
+            ("kind", "'none' with model.prefix = 0: the context has no place to go"),
+        ),
+        ({}, None),
+    ],
+)
 def test_impossible_encoder_values_are_named(keys, problem):
-    assert list(EncoderConfig(**keys).problems(512, 0 if keys == {"kind": "standard"} else 16)) == ([problem] if problem else [])
+    assert list(EncoderConfig(**keys).problems(512, 0 if keys == {"kind": "standard"} else 16)) == (
+        [problem] if problem else []
+    )
     assert [key for key, _ in EncoderConfig("standard", heads=3).problems(512, 16)] == ["heads"]

@@ -22,22 +22,36 @@ FILES = sorted(HERE.glob("golden*.npz")) + sorted(GOLDEN_DIR.glob("*.npz"))
 
 def test_golden_files_of_the_public_code_are_present():
     if not GOLDEN_DIR.is_dir():
-        pytest.skip(f"no folder {GOLDEN_DIR} with golden vectors of the public code; set GOLDEN_DIR to test against them")
+        pytest.skip(
+            f"no folder {GOLDEN_DIR} with golden vectors of the public code; set GOLDEN_DIR to test against them"
+        )
     assert any(f.parent == GOLDEN_DIR for f in FILES), f"no golden vectors (*.npz) in {GOLDEN_DIR}"
 
 
 def from_public_config(old: dict) -> tuple[ModelConfig, Shape]:
     cfg = ModelConfig(
-        dim=old["hidden_size"], n_layers=old["L_layers"], heads=old["num_heads"], T=old["H_cycles"], n=old["L_cycles"],
-        mixer="mlp" if old["mlp_t"] else "attention", positions=old["pos_encodings"], prefix=old["puzzle_emb_len"],
-        expansion=old["expansion"], position_expansion=old["expansion"], n_sup=old["halt_max_steps"],
-        explore=old["halt_exploration_prob"], continue_loss=not old.get("no_ACT_continue", True))
+        dim=old["hidden_size"],
+        n_layers=old["L_layers"],
+        heads=old["num_heads"],
+        T=old["H_cycles"],
+        n=old["L_cycles"],
+        mixer="mlp" if old["mlp_t"] else "attention",
+        positions=old["pos_encodings"],
+        prefix=old["puzzle_emb_len"],
+        expansion=old["expansion"],
+        position_expansion=old["expansion"],
+        n_sup=old["halt_max_steps"],
+        explore=old["halt_exploration_prob"],
+        continue_loss=not old.get("no_ACT_continue", True),
+    )
     return cfg, Shape(old["seq_len"], old["vocab_size"], old["num_puzzle_identifiers"])
 
 
 def near(ours: torch.Tensor, theirs: np.ndarray, what: str):
     ours, theirs = ours.detach().double().numpy(), np.asarray(theirs, dtype=np.float64)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * max(1e-3, np.abs(theirs).max()), err_msg=what)
+    np.testing.assert_allclose(
+        ours, theirs, rtol=1e-4, atol=1e-4 * max(1e-3, np.abs(theirs).max()), err_msg=what
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -45,16 +59,32 @@ def test_golden_parity(path):
     file = np.load(path)
     cfg, shape = from_public_config(json.loads(str(file["config"])))
     net = TRM(cfg, shape)
-    weights = {k.removeprefix("weights/"): torch.from_numpy(file[k]) for k in file.files if k.startswith("weights/")}
+    weights = {
+        k.removeprefix("weights/"): torch.from_numpy(file[k])
+        for k in file.files
+        if k.startswith("weights/")
+    }
     net.load_state_dict(public_names(weights))  # strict: every name is known and used
     net.train()
     theirs_to_ours = {k: next(iter(public_names({k: None}))) for k in weights}
     carry, step = None, 1
     while f"step{step}/logits" in file.files:
-        now = {k.removeprefix(f"step{step}/"): file[k] for k in file.files if k.startswith(f"step{step}/")}
-        batch = {ours: torch.from_numpy(now[f"batch/{old}"]).long()
-                 for ours, old in (("inputs", "inputs"), ("labels", "labels"), ("puzzle", "puzzle_identifiers"))}
-        if step > 1 and "mlp" in cfg.mixer:  # chaotic: rounding grows over steps, so each starts from the stored carry
+        now = {
+            k.removeprefix(f"step{step}/"): file[k]
+            for k in file.files
+            if k.startswith(f"step{step}/")
+        }
+        batch = {
+            ours: torch.from_numpy(now[f"batch/{old}"]).long()
+            for ours, old in (
+                ("inputs", "inputs"),
+                ("labels", "labels"),
+                ("puzzle", "puzzle_identifiers"),
+            )
+        }
+        if (
+            step > 1 and "mlp" in cfg.mixer
+        ):  # chaotic: rounding grows over steps, so each starts from the stored carry
             carry.y, carry.z = (torch.from_numpy(file[f"step{step - 1}/{k}"]) for k in "yz")
         carry = net.refill(carry or net.start(batch), batch)
         carry, out = net.step(carry)
@@ -79,10 +109,14 @@ def test_golden_parity(path):
             kind, _, name = key.partition("/")
             if kind not in ("grad", "grad_norm"):
                 continue
-            if name.endswith("puzzle_emb.local_weights"):  # the public code keeps one gradient row per slot
+            if name.endswith(
+                "puzzle_emb.local_weights"
+            ):  # the public code keeps one gradient row per slot
                 rows, checked = ours["puzzles"].grad, checked | {"puzzles"}
                 if kind == "grad":
-                    summed = torch.zeros_like(rows).index_add_(0, carry.batch["puzzle"], torch.from_numpy(value))
+                    summed = torch.zeros_like(rows).index_add_(
+                        0, carry.batch["puzzle"], torch.from_numpy(value)
+                    )
                     near(rows, summed.numpy(), f"{key} of step {step}")
                 continue
             grad = ours[theirs_to_ours[name]].grad
@@ -107,14 +141,20 @@ def test_golden_reader_refuses_unknown_names():
 
 
 def test_golden_reader_takes_compiled_checkpoints():
-    assert list(public_names({"_orig_mod.model.inner.L_level.layers.3.mlp_t.down_proj.weight": None})) == ["net.blocks.3.mixers.0.mlp.down.weight"]
+    assert list(
+        public_names({"_orig_mod.model.inner.L_level.layers.3.mlp_t.down_proj.weight": None})
+    ) == ["net.blocks.3.mixers.0.mlp.down.weight"]
 
 
-@pytest.mark.parametrize("name, cfg, shape, count", [
-    ("Maze attention", {}, Shape(900, 6), 6_822_914),
-    ("Maze attention, 4 layers", {"n_layers": 4}, Shape(900, 6), 13_638_658),
-    ("Sudoku attention", {}, Shape(81, 11), 6_828_034),
-    ("Sudoku mixer", {"mixer": "mlp", "positions": "none"}, Shape(81, 11), 5_028_866)])
+@pytest.mark.parametrize(
+    "name, cfg, shape, count",
+    [
+        ("Maze attention", {}, Shape(900, 6), 6_822_914),
+        ("Maze attention, 4 layers", {"n_layers": 4}, Shape(900, 6), 13_638_658),
+        ("Sudoku attention", {}, Shape(81, 11), 6_828_034),
+        ("Sudoku mixer", {"mixer": "mlp", "positions": "none"}, Shape(81, 11), 5_028_866),
+    ],
+)
 def test_published_parameter_counts(name, cfg, shape, count):
     net = TRM(ModelConfig(**cfg), shape)
     assert sum(p.numel() for key, p in net.named_parameters() if key != "puzzles") == count

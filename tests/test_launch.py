@@ -21,7 +21,10 @@ from slurm import SlurmConfig, minutes, parameters, slurm_config
 from test_train import LONG, wait_for_step
 from train import Config, load_config
 
-LONG_RUN = {"model": {"n_sup": 4, "explore": 0.5, "n": 2}, "train": {"steps": 400, "eval_every": 100, "grokfast": "ema"}}
+LONG_RUN = {
+    "model": {"n_sup": 4, "explore": 0.5, "n": 2},
+    "train": {"steps": 400, "eval_every": 100, "grokfast": "ema"},
+}
 
 
 @pytest.fixture
@@ -29,7 +32,9 @@ def here(tmp_path, monkeypatch):
     """An empty folder to work in, with a folder for entries, where no SLURM is in reach."""
     monkeypatch.chdir(tmp_path)
     which = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name: None if name in ("sbatch", "squeue") else which(name))
+    monkeypatch.setattr(
+        shutil, "which", lambda name: None if name in ("sbatch", "squeue") else which(name)
+    )
     (tmp_path / "sweeps" / "small").mkdir(parents=True)
     return tmp_path / "sweeps" / "small"
 
@@ -45,32 +50,79 @@ def launch(*words) -> int:
 
 # ---------------------------------------------------------------- the table [slurm]
 
+
 def test_slurm_keys_of_the_command_line_beat_the_entry_its_base_and_slurm_toml(here):
-    (here.parent / "slurm.toml").write_text('[slurm]\npartition = "shared"\ntime = "1h"\ncpus = 3\nqos = "low"\n')
+    (here.parent / "slurm.toml").write_text(
+        '[slurm]\npartition = "shared"\ntime = "1h"\ncpus = 3\nqos = "low"\n'
+    )
     tiny.entry(here, "base.toml", slurm={"time": "2h", "cpus": 4, "gpus": 1})
     entry = here / "top.toml"
     entry.write_text('base = "base.toml"\n[slurm]\ncpus = 5\ngpus = 2\n')
-    assert slurm_config(entry, {"slurm": {"gpus": 8}}) == SlurmConfig(partition="shared", qos="low", time="2h", cpus=5, gpus=8)
+    assert slurm_config(entry, {"slurm": {"gpus": 8}}) == SlurmConfig(
+        partition="shared", qos="low", time="2h", cpus=5, gpus=8
+    )
 
 
 def test_durations_are_minutes():
-    good = {"90m": 90, "12h": 720, "1d12h": 2160, "2d": 2880, "1h30m": 90, "01:30:00": 90, "1-00:00:01": 1441}
+    good = {
+        "90m": 90,
+        "12h": 720,
+        "1d12h": 2160,
+        "2d": 2880,
+        "1h30m": 90,
+        "01:30:00": 90,
+        "1-00:00:01": 1441,
+    }
     assert {text: minutes(text) for text in good} == good
     assert [minutes(text) for text in ("", "soon", "12", "h", "1.5h", "30m1h", "10:00")] == [0] * 7
 
 
 def test_every_slurm_key_reaches_the_script_that_sbatch_gets(here):
-    cfg = SlurmConfig(partition="gpu", account="lab", qos="low", constraint="a|b", time="2h", nodes=3, gpus=4, tasks=2, cpus=7, memory="16GB",
-                      max_parallel=1, signal_delay=77, requeue=0, setup="module load cuda", options="--exclude=n12 --exclusive")
+    cfg = SlurmConfig(
+        partition="gpu",
+        account="lab",
+        qos="low",
+        constraint="a|b",
+        time="2h",
+        nodes=3,
+        gpus=4,
+        tasks=2,
+        cpus=7,
+        memory="16GB",
+        max_parallel=1,
+        signal_delay=77,
+        requeue=0,
+        setup="module load cuda",
+        options="--exclude=n12 --exclusive",
+    )
     entry = tiny.entry(here, train={"batch_size": 12})
     cfg_run = load_config(Config, entry, {})
     both = [launcher.Run(entry, cfg_run, cfg, runs.run_folder(cfg_run, entry))] * 2
     text = launcher.script(both, Path("runs/.launch/TIME"))
-    for line in ("partition=gpu", "account=lab", "qos=low", "constraint='a|b'", "time=120", "nodes=3", "gpus-per-node=4", "ntasks-per-node=2",
-                 "cpus-per-task=7", "mem=16GB", "array=0-1%1", "signal=USR2@77", "no-requeue", "exclude=n12", "exclusive",
-                 f"chdir={here.parent.parent}/runs/.launch/TIME/code"):
+    for line in (
+        "partition=gpu",
+        "account=lab",
+        "qos=low",
+        "constraint='a|b'",
+        "time=120",
+        "nodes=3",
+        "gpus-per-node=4",
+        "ntasks-per-node=2",
+        "cpus-per-task=7",
+        "mem=16GB",
+        "array=0-1%1",
+        "signal=USR2@77",
+        "no-requeue",
+        "exclude=n12",
+        "exclusive",
+        f"chdir={here.parent.parent}/runs/.launch/TIME/code",
+    ):
         assert f"#SBATCH --{line}\n" in text, line
-    assert "\nmodule load cuda\n" in text and "export OMP_NUM_THREADS=7\n" in text and " --cpus-per-task=7 " in text
+    assert (
+        "\nmodule load cuda\n" in text
+        and "export OMP_NUM_THREADS=7\n" in text
+        and " --cpus-per-task=7 " in text
+    )
     for key, default in vars(SlurmConfig()).items():
         assert getattr(cfg, key) != default, f"{key} is not tested"
 
@@ -79,32 +131,58 @@ def test_defaults_ask_for_one_process_that_may_come_back():
     made = parameters(SlurmConfig(), "name", Path("/code"))
     assert not {"partition", "gpus_per_node", "mem"} & made.keys() and made["ntasks_per_node"] == 1
     assert made["additional_parameters"] == {"chdir": "/code", "requeue": True}
-    assert parameters(SlurmConfig(gpus=4), "name", Path("/code"))["ntasks_per_node"] == 4 == SlurmConfig(gpus=4).processes
+    assert (
+        parameters(SlurmConfig(gpus=4), "name", Path("/code"))["ntasks_per_node"]
+        == 4
+        == SlurmConfig(gpus=4).processes
+    )
 
 
-@pytest.mark.parametrize("table, sentence", [
-    ('[slurm]\ntime = "soon"', r"{e} \[slurm\]: time = 'soon', expected a duration like .*"),
-    ("[slurm]\nnodes = 0", r"{e} \[slurm\]: nodes = 0, expected at least 1"),
-    ("[slurm]\ngpu = 1", r"{e} \[slurm\]: unknown key 'gpu', did you mean 'gpus'\?"),
-    ("[slurm]\ncpus = 'two'", r"{e} \[slurm\]: cpus = 'two', expected an integer \(default 1\)"),
-    ('[slurm]\nmemory = "much"', r"{e} \[slurm\]: memory = 'much', expected a size like .*"),
-    ('[slurm]\noptions = "-x n12"', r"{e} \[slurm\]: options = '-x n12', expected long options .*"),
-    ('[slurm]\ntime = "2m"', r"{e} \[slurm\] \(default\): signal_delay = 120, expected fewer seconds than time = '2m' has, .*"),
-    ("slurm = 3", r"{e}: slurm = 3, expected a table \[slurm\]"),
-])
-def test_a_wrong_slurm_table_is_refused_by_train_and_launcher_in_one_sentence(table, sentence, here, capsys):
+@pytest.mark.parametrize(
+    "table, sentence",
+    [
+        ('[slurm]\ntime = "soon"', r"{e} \[slurm\]: time = 'soon', expected a duration like .*"),
+        ("[slurm]\nnodes = 0", r"{e} \[slurm\]: nodes = 0, expected at least 1"),
+        ("[slurm]\ngpu = 1", r"{e} \[slurm\]: unknown key 'gpu', did you mean 'gpus'\?"),
+        (
+            "[slurm]\ncpus = 'two'",
+            r"{e} \[slurm\]: cpus = 'two', expected an integer \(default 1\)",
+        ),
+        ('[slurm]\nmemory = "much"', r"{e} \[slurm\]: memory = 'much', expected a size like .*"),
+        (
+            '[slurm]\noptions = "-x n12"',
+            r"{e} \[slurm\]: options = '-x n12', expected long options .*",
+        ),
+        (
+            '[slurm]\ntime = "2m"',
+            r"{e} \[slurm\] \(default\): signal_delay = 120, expected fewer seconds than time = '2m' has, .*",
+        ),
+        ("slurm = 3", r"{e}: slurm = 3, expected a table \[slurm\]"),
+    ],
+)
+def test_a_wrong_slurm_table_is_refused_by_train_and_launcher_in_one_sentence(
+    table, sentence, here, capsys
+):
     import train
+
     path = tiny.entry(here)
-    path.write_text(f"{table}\n{path.read_text()}" if "[" not in table else f"{path.read_text()}{table}\n")
+    path.write_text(
+        f"{table}\n{path.read_text()}" if "[" not in table else f"{path.read_text()}{table}\n"
+    )
     for program in (train.main, launcher.main):
         assert program([str(path)]) == 2
         out, err = lines_of(capsys)
-        assert out == [] and len(err) == 1 and re.fullmatch("error: " + sentence.format(e=re.escape(str(path))), err[0]), err
+        assert (
+            out == []
+            and len(err) == 1
+            and re.fullmatch("error: " + sentence.format(e=re.escape(str(path))), err[0])
+        ), err
     assert not Path("runs").exists()
 
 
 def test_the_slurm_table_of_an_entry_is_nothing_to_the_run(here):
     import train
+
     entry = tiny.entry(here)
     assert train.main([str(entry), "--train.steps=4"]) == 0
     (Path("runs/small/tiny/seed0/summary.json")).unlink()
@@ -115,32 +193,80 @@ def test_the_slurm_table_of_an_entry_is_nothing_to_the_run(here):
 
 # ---------------------------------------------------------------- all is checked before anything is submitted
 
+
 def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
     for k in range(6):
         tiny.entry(here, f"e{k}.toml")
     tiny.entry(here, "e6.toml", model={"expansoin": 2})
     for words in ([], ["--dry-run"], ["--local"]):
         assert launch("sweeps/small", *words) == 2
-        assert lines_of(capsys) == ([], ["error: sweeps/small/e6.toml [model]: unknown key 'expansoin', did you mean 'expansion'?"])
+        assert lines_of(capsys) == (
+            [],
+            [
+                "error: sweeps/small/e6.toml [model]: unknown key 'expansoin', did you mean 'expansion'?"
+            ],
+        )
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("words, sentence", [
-    ([], r"command line: no entry, expected .toml files or folders of them, like sweeps/ablation/"),
-    (["sweeps/nothing.toml"], r"sweeps/nothing.toml: cannot read the entry \(No such file or directory\)"),
-    (["sweeps"], r"sweeps: no entry in this folder, expected .toml files"),
-    (["sweeps/small", "--seeds=0-3"], r"command line: --seeds=0-3, expected numbers with commas between, like 0,1,2"),
-    (["sweeps/small", "--seeds=0,0"], r"sweeps/small/tiny.toml and sweeps/small/tiny.toml both belong in runs/small/tiny/seed0; .*"),
-    (["sweeps/small", "--seed=1"], r"command line: unknown key '--seed=1', did you mean 'seeds'\?"),
-    (["sweeps/small", "--slurm.prtition=x"], r"command line: unknown key '--slurm.prtition=x', did you mean 'slurm.partition'\?"),
-    (["sweeps/small", "--slurm.nodes=many"], r"command line \[slurm\]: nodes = 'many', expected an integer \(default 1\)"),
-    (["sweeps/small", "--train.steps=0"], r"command line \[train\]: steps = 0, expected at least 1"),
-    (["sweeps/small", "--jobs=2"], r"command line: --jobs=2, expected --local beside it; on SLURM it is --slurm.max_parallel"),
-    (["sweeps/small", "--slurm.tasks=3"], r"sweeps/small/tiny.toml: train.batch_size = 4, expected a multiple of 3 processes .*"),
-    (["sweeps/small", "--data.train_path=none.csv"], r"sweeps/small/tiny.toml: data.train_path = 'none.csv', but there is no such file; .*"),
-    (["sweeps/small", "--data.generate=false"], r"sweeps/small/tiny.toml: data.train_path is empty and data.generate = false, expected a file; .*"),
-    (["sweeps/small"], r"no sbatch here, so nothing was submitted: .* or run the entries here with --local"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (
+            [],
+            r"command line: no entry, expected .toml files or folders of them, like sweeps/ablation/",
+        ),
+        (
+            ["sweeps/nothing.toml"],
+            r"sweeps/nothing.toml: cannot read the entry \(No such file or directory\)",
+        ),
+        (["sweeps"], r"sweeps: no entry in this folder, expected .toml files"),
+        (
+            ["sweeps/small", "--seeds=0-3"],
+            r"command line: --seeds=0-3, expected numbers with commas between, like 0,1,2",
+        ),
+        (
+            ["sweeps/small", "--seeds=0,0"],
+            r"sweeps/small/tiny.toml and sweeps/small/tiny.toml both belong in runs/small/tiny/seed0; .*",
+        ),
+        (
+            ["sweeps/small", "--seed=1"],
+            r"command line: unknown key '--seed=1', did you mean 'seeds'\?",
+        ),
+        (
+            ["sweeps/small", "--slurm.prtition=x"],
+            r"command line: unknown key '--slurm.prtition=x', did you mean 'slurm.partition'\?",
+        ),
+        (
+            ["sweeps/small", "--slurm.nodes=many"],
+            r"command line \[slurm\]: nodes = 'many', expected an integer \(default 1\)",
+        ),
+        (
+            ["sweeps/small", "--train.steps=0"],
+            r"command line \[train\]: steps = 0, expected at least 1",
+        ),
+        (
+            ["sweeps/small", "--jobs=2"],
+            r"command line: --jobs=2, expected --local beside it; on SLURM it is --slurm.max_parallel",
+        ),
+        (
+            ["sweeps/small", "--slurm.tasks=3"],
+            r"sweeps/small/tiny.toml: train.batch_size = 4, expected a multiple of 3 processes .*",
+        ),
+        (
+            ["sweeps/small", "--data.train_path=none.csv"],
+            r"sweeps/small/tiny.toml: data.train_path = 'none.csv', but there is no such file; .*",
+        ),
+        (
+            ["sweeps/small", "--data.generate=false"],
+            r"sweeps/small/tiny.toml: data.train_path is empty and data.generate = false, expected a file; .*",
+        ),
+        (
+            ["sweeps/small"],
+            r"no sbatch here, so nothing was submitted: .* or run the entries here with --local",
+        ),
+    ],
+)
 def test_what_cannot_be_launched_is_refused_in_one_sentence(words, sentence, here, capsys):
     tiny.entry(here)
     assert launch(*words) == 2
@@ -154,42 +280,75 @@ def test_a_folder_of_another_configuration_is_refused(here, capsys):
     tiny.entry(here, train={"lr": 0.02})
     lines_of(capsys)
     assert launch("sweeps/small", "--dry-run") == 2
-    assert "runs/small/tiny/seed0 was made with train.lr = 0.01, this command says 0.02" in lines_of(capsys)[1][0]
+    assert (
+        "runs/small/tiny/seed0 was made with train.lr = 0.01, this command says 0.02"
+        in lines_of(capsys)[1][0]
+    )
 
 
 # ---------------------------------------------------------------- dry run
 
+
 def test_a_dry_run_shows_scripts_and_commands_and_writes_nothing(here, capsys):
     tiny.entry(here, "a.toml")
     tiny.entry(here, "b.toml", slurm={"time": "3h"})
-    (here.parent / "slurm.toml").write_text('[slurm]\nmax_parallel = 2\n')
-    assert launch("sweeps/small/", "--seeds", "0,1,2", "--dry-run", "--slurm.partition=gpu", "--train.lr=0.5", "--out=else") == 0
+    (here.parent / "slurm.toml").write_text("[slurm]\nmax_parallel = 2\n")
+    assert (
+        launch(
+            "sweeps/small/",
+            "--seeds",
+            "0,1,2",
+            "--dry-run",
+            "--slurm.partition=gpu",
+            "--train.lr=0.5",
+            "--out=else",
+        )
+        == 0
+    )
     out, err = lines_of(capsys)
     assert err == [] and [line for line in out if line.startswith("new ")] == [
-        f"new       small/{e} s{s} -> else/small/{e}/seed{s}" for e in "ab" for s in range(3)]
+        f"new       small/{e} s{s} -> else/small/{e}/seed{s}" for e in "ab" for s in range(3)
+    ]
     assert out.count("#SBATCH --array=0-2%2") == 2 == out.count("#SBATCH --partition=gpu")
     assert {"#SBATCH --time=720", "#SBATCH --time=180"} < set(out)
-    assert out[-7:] == ["would submit 6 of 6 run(s), with a copy of the code in else/.launch/TIME/code:"] + [
-        f"python train.py else/.launch/TIME/sweeps/small/{e}.toml --seed={s} --out=else" for e in "ab" for s in range(3)]
+    assert out[-7:] == [
+        "would submit 6 of 6 run(s), with a copy of the code in else/.launch/TIME/code:"
+    ] + [
+        f"python train.py else/.launch/TIME/sweeps/small/{e}.toml --seed={s} --out=else"
+        for e in "ab"
+        for s in range(3)
+    ]
     assert not Path("else").exists() and not Path("runs").exists()
 
 
 def test_a_dry_run_says_when_data_are_missing(here, capsys):
     tiny.entry(here, data={"test_path": "data/none.csv"})
     assert launch("sweeps/small", "--dry-run") == 0
-    assert lines_of(capsys)[0][-1].startswith("but not yet: sweeps/small/tiny.toml: data.test_path = 'data/none.csv', but there is no such file;")
+    assert lines_of(capsys)[0][-1].startswith(
+        "but not yet: sweeps/small/tiny.toml: data.test_path = 'data/none.csv', but there is no such file;"
+    )
 
 
 # ---------------------------------------------------------------- copies of the code
+
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A small git repository that takes the place of ours: one file changed, one new, one ignored, one deleted."""
     root = tmp_path / "clone"
     (root / "results").mkdir(parents=True)
-    for name, text in {"results/summary.json": "{}", "train.py": "old\n", "gone.py": "", ".gitignore": "*.log\nruns/\n"}.items():
+    for name, text in {
+        "results/summary.json": "{}",
+        "train.py": "old\n",
+        "gone.py": "",
+        ".gitignore": "*.log\nruns/\n",
+    }.items():
         (root / name).write_text(text)
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e@example.org", "commit", "-qm", "m"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=n", "-c", "user.email=e@example.org", "commit", "-qm", "m"],
+    ):
         subprocess.run(["git", "-C", root, *words], check=True)
     (root / "train.py").write_text("new\n")
     (root / "fresh.py").write_text("fresh\n")
@@ -203,19 +362,30 @@ def planned(entry: Path, **overrides) -> list:
     return launcher.plan([entry], "0,1", overrides, local=False)
 
 
-def test_the_copy_has_tracked_and_new_files_as_they_are_and_the_difference_to_the_commit(clone, here, tmp_path):
+def test_the_copy_has_tracked_and_new_files_as_they_are_and_the_difference_to_the_commit(
+    clone, here, tmp_path
+):
     made = tmp_path / "clone" / "made"  # not ignored, but results are not code
     (made / "old").mkdir(parents=True)
     (made / "old" / "ckpt.pt").write_text("big")
     entry = tiny.entry(here)
     at = launcher.snapshot(planned(entry, out=str(made), model={"n": 2}))
-    assert sorted(str(p.relative_to(at / "code")) for p in (at / "code").rglob("*") if p.is_file()) == [".gitignore", "COMMIT", "fresh.py", "train.py"]
-    assert (at / "code" / "train.py").read_text() == "new\n" and "-old\n+new\n" in (at / "diff.patch").read_text()
+    assert sorted(
+        str(p.relative_to(at / "code")) for p in (at / "code").rglob("*") if p.is_file()
+    ) == [".gitignore", "COMMIT", "fresh.py", "train.py"]
+    assert (at / "code" / "train.py").read_text() == "new\n" and "-old\n+new\n" in (
+        at / "diff.patch"
+    ).read_text()
     assert "deleted file" in (at / "diff.patch").read_text()
     assert launcher.snapshot(planned(entry, out=str(made))) != at, "another launch, another copy"
     copy = load_config(Config, at / "sweeps" / "small" / "tiny.toml", {})
-    assert copy == load_config(Config, entry, {"seed": 1, "out": str(made), "model": {"n": 2}}), "with overrides"
-    assert runs.run_folder(copy, at / "sweeps" / "small" / "tiny.toml") == made / "small" / "tiny" / "seed1"
+    assert copy == load_config(Config, entry, {"seed": 1, "out": str(made), "model": {"n": 2}}), (
+        "with overrides"
+    )
+    assert (
+        runs.run_folder(copy, at / "sweeps" / "small" / "tiny.toml")
+        == made / "small" / "tiny" / "seed1"
+    )
 
 
 def test_without_git_the_program_is_copied(clone, here):
@@ -228,39 +398,83 @@ def test_a_run_of_a_copy_knows_the_commit_it_was_made_from(here, monkeypatch):
     tiny.entry(here, train={"steps": 2})
     monkeypatch.setattr(launcher.train, "commit", lambda: "c0ffee+")
     assert launch("sweeps/small", "--local") == 0
-    at, = Path("runs/.launch").iterdir()
+    (at,) = Path("runs/.launch").iterdir()
     summary = json.loads(Path("runs/small/tiny/seed0/summary.json").read_text())
     assert summary["commit"] == "c0ffee+" and summary["entry"] == str(at / "sweeps/small/tiny.toml")
 
 
 # ---------------------------------------------------------------- what is still to do
 
-def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(here, monkeypatch, capsys):
+
+def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
+    here, monkeypatch, capsys
+):
     for name in ("done", "computes", "waits", "broke", "killed", "halfway", "another", "fresh"):
         tiny.entry(here, f"{name}.toml")
     tiny.run(Path("runs/small/done/seed0"))
-    plans = {run.entry.stem: run for run in launcher.plan([here.relative_to(Path.cwd())], "", {}, local=False)}
+    plans = {
+        run.entry.stem: run
+        for run in launcher.plan([here.relative_to(Path.cwd())], "", {}, local=False)
+    }
     for k, name in enumerate(("computes", "waits", "broke", "killed", "halfway", "another")):
         launcher.prepare(plans[name], {"job": f"7_{k}", "code": "/there", "log": f"{name}.log"})
-    Path("broke.log").write_text("Traceback (most recent call last):\nRuntimeError: boom\nsrun: error: node: task 0: Exited with exit code 1\n")
-    Path("killed.log").write_text("data  maze\n\rtiny s0:  46%|####      | 3/6\nslurmstepd: error: Detected 1 oom-kill event(s)\n")
-    Path("halfway.log").write_text("stopped by SIGTERM after step 3; runs/x/ckpt.pt is complete, the same command continues\n"
-                                   "slurmstepd: error: *** STEP 7.0 ON node CANCELLED AT 2026-11-21T10:00:00 ***\n")
+    Path("broke.log").write_text(
+        "Traceback (most recent call last):\nRuntimeError: boom\nsrun: error: node: task 0: Exited with exit code 1\n"
+    )
+    Path("killed.log").write_text(
+        "data  maze\n\rtiny s0:  46%|####      | 3/6\nslurmstepd: error: Detected 1 oom-kill event(s)\n"
+    )
+    Path("halfway.log").write_text(
+        "stopped by SIGTERM after step 3; runs/x/ckpt.pt is complete, the same command continues\n"
+        "slurmstepd: error: *** STEP 7.0 ON node CANCELLED AT 2026-11-21T10:00:00 ***\n"
+    )
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     # 7_5 is another cluster's job of this number
     lines_of(capsys)
-    monkeypatch.setattr(launcher, "queue", lambda: {("7_0", "/there"): "RUNNING", ("7_1", "/there"): "PENDING", ("7_5", "/elsewhere"): "RUNNING"})
+    monkeypatch.setattr(
+        launcher,
+        "queue",
+        lambda: {
+            ("7_0", "/there"): "RUNNING",
+            ("7_1", "/there"): "PENDING",
+            ("7_5", "/elsewhere"): "RUNNING",
+        },
+    )
     assert launch("sweeps/small", "--dry-run") == 0
     out, _ = lines_of(capsys)
-    states = {line.split()[1].removeprefix("small/"): line.partition("seed0")[2] for line in out if " s0 -> " in line}
-    assert {name: line.split()[0] for line in out if " s0 -> " in line for name in [line.split()[1].removeprefix("small/")]} == {
-        "another": "failed", "broke": "failed", "computes": "running", "done": "finished", "fresh": "new", "halfway": "stopped",
-        "killed": "failed", "waits": "queued"}
+    states = {
+        line.split()[1].removeprefix("small/"): line.partition("seed0")[2]
+        for line in out
+        if " s0 -> " in line
+    }
+    assert {
+        name: line.split()[0]
+        for line in out
+        if " s0 -> " in line
+        for name in [line.split()[1].removeprefix("small/")]
+    } == {
+        "another": "failed",
+        "broke": "failed",
+        "computes": "running",
+        "done": "finished",
+        "fresh": "new",
+        "halfway": "stopped",
+        "killed": "failed",
+        "waits": "queued",
+    }
     assert states["computes"] == ": job 7_0" and states["broke"] == ": RuntimeError: boom"
-    assert states["killed"] == ": slurmstepd: error: Detected 1 oom-kill event(s)" and "            Traceback (most recent call last):" in out
-    assert states["halfway"].startswith(": at step 0 of 10: stopped by SIGTERM after step 3") and "% exact" in states["done"]
+    assert (
+        states["killed"] == ": slurmstepd: error: Detected 1 oom-kill event(s)"
+        and "            Traceback (most recent call last):" in out
+    )
+    assert (
+        states["halfway"].startswith(": at step 0 of 10: stopped by SIGTERM after step 3")
+        and "% exact" in states["done"]
+    )
     assert states["another"] == ": it left no log; cancelled before it began?"
-    assert [line.split("/")[-1].split(".")[0] for line in out if line.startswith("python train.py")] == ["another", "broke", "fresh", "halfway", "killed"]
+    assert [
+        line.split("/")[-1].split(".")[0] for line in out if line.startswith("python train.py")
+    ] == ["another", "broke", "fresh", "halfway", "killed"]
 
 
 def test_a_finished_sweep_submits_nothing(here, capsys):
@@ -268,14 +482,22 @@ def test_a_finished_sweep_submits_nothing(here, capsys):
     tiny.run(Path("runs/small/tiny/seed0"))
     lines_of(capsys)
     assert launch("sweeps/small") == 0
-    assert lines_of(capsys)[0][-1] == "analyse   python analyze.py runs/small" and not Path("runs/.launch").exists()
+    assert (
+        lines_of(capsys)[0][-1] == "analyse   python analyze.py runs/small"
+        and not Path("runs/.launch").exists()
+    )
 
 
 def test_a_queue_that_does_not_answer_is_an_error_not_an_empty_queue(monkeypatch, tmp_path):
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n")
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(UserError, match="squeue failed, so nobody knows which runs are queued: squeue: error: Unable to contact"):
+    with pytest.raises(
+        UserError,
+        match="squeue failed, so nobody knows which runs are queued: squeue: error: Unable to contact",
+    ):
         slurm.queue()
 
 
@@ -284,13 +506,19 @@ def test_a_job_that_came_back_often_enough_does_not_come_back_again(monkeypatch)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert vars(job.checkpoint().function) == vars(job)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    with pytest.raises(runs.TrainingError, match=r"not requeued, as \[slurm\] requeue = 2; launching again continues"):
+    with pytest.raises(
+        runs.TrainingError,
+        match=r"not requeued, as \[slurm\] requeue = 2; launching again continues",
+    ):
         job.checkpoint()
 
 
 # ---------------------------------------------------------------- on this machine
 
-def test_local_runs_all_and_reports_the_failed_at_the_end_and_the_second_time_only_that_one(here, capfd):
+
+def test_local_runs_all_and_reports_the_failed_at_the_end_and_the_second_time_only_that_one(
+    here, capfd
+):
     for name in ("a", "c"):
         tiny.entry(here, f"{name}.toml")
     tiny.entry(here, "b.toml", train={"lr": 1e30, "warmup": 0})
@@ -299,38 +527,64 @@ def test_local_runs_all_and_reports_the_failed_at_the_end_and_the_second_time_on
     reason = r"runs/small/b/seed0: loss or gradient is not finite from step \d+ on .*"
     assert sum(line.startswith("finished  small/") for line in out) == 2
     assert any(re.fullmatch(f"failed    small/b s0: {reason}", line) for line in err), err
-    assert any(line.endswith("logs/small_b_seed0.log") for line in err) and out[-1] == "analyse   python analyze.py runs/small"
+    assert (
+        any(line.endswith("logs/small_b_seed0.log") for line in err)
+        and out[-1] == "analyse   python analyze.py runs/small"
+    )
     assert re.fullmatch(reason, Path("runs/small/b/seed0/failed.txt").read_text().strip())
     tiny.run(Path("alone"))
     tiny.assert_same_run(Path("alone"), Path("runs/small/a/seed0"))
     assert launch("sweeps/small", "--local", "--dry-run") == 0
     out, _ = lines_of(capfd)
-    assert out[-2].startswith("would run here 1 of 3 run(s)") and out[-1].startswith("python train.py runs/.launch/TIME/sweeps/small/b.toml")
+    assert out[-2].startswith("would run here 1 of 3 run(s)") and out[-1].startswith(
+        "python train.py runs/.launch/TIME/sweeps/small/b.toml"
+    )
 
 
 def test_ctrl_c_lets_local_runs_save_and_the_same_command_continues_to_the_same_bits(here):
     tiny.entry(here, **LONG_RUN)
-    command = [sys.executable, "-m", "submitit_launch", "sweeps/small", "--seeds=0,1", "--local", "--jobs=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "submitit_launch",
+        "sweeps/small",
+        "--seeds=0,1",
+        "--local",
+        "--jobs=2",
+    ]
     environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # it may be ignored, where tests run in the background
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # it may be ignored, where tests run in the background
     folders = [Path(f"runs/small/tiny/seed{k}") for k in (0, 1)]
     for folder in folders:
         wait_for_step(folder, 5, process)
-    assert launcher.look_all(launcher.plan([Path("sweeps/small")], "0,1", {}, local=True)) == [("running", "on this machine")] * 2
+    assert (
+        launcher.look_all(launcher.plan([Path("sweeps/small")], "0,1", {}, local=True))
+        == [("running", "on this machine")] * 2
+    )
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=LONG)
     assert process.returncode == 130 and "every run finishes its step and saves" in err
     for folder in folders:
         assert 5 <= tiny.checkpoint(folder)["step"] < 400 and not (folder / "summary.json").exists()
     done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=LONG)
-    assert done.returncode == 0 and done.stdout.count("stopped   small/tiny") == 2, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count("stopped   small/tiny") == 2, (
+        done.stdout + done.stderr
+    )
     tiny.run(Path("whole"), **LONG_RUN)
     tiny.assert_same_run(Path("whole"), folders[0])
 
 
 def test_each_local_run_has_a_gpu_of_its_own(monkeypatch):
     import torch
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -344,15 +598,26 @@ def test_each_local_run_has_a_gpu_of_its_own(monkeypatch):
 # ---------------------------------------------------------------- on a real SLURM
 
 START = Path(__file__).parent / "slurm" / "start.sh"
-SWEEP = {"p1": {}, "p2": {"model": {"n": 2}}, "p3": {"model": {"T": 1}}, "p4": {"train": {"ema": 0.0}}, "p5": {"train": {"optimizer": "muon"}}}
-SLOW = {"model": {"n_sup": 4, "explore": 0.5, "T": 2, "n": 2, "ponder_weight": 3.0}, "train": {"steps": 600, "eval_every": 150, "grokfast": "ema"}}
+SWEEP = {
+    "p1": {},
+    "p2": {"model": {"n": 2}},
+    "p3": {"model": {"T": 1}},
+    "p4": {"train": {"ema": 0.0}},
+    "p5": {"train": {"optimizer": "muon"}},
+}
+SLOW = {
+    "model": {"n_sup": 4, "explore": 0.5, "T": 2, "n": 2, "ponder_weight": 3.0},
+    "train": {"steps": 600, "eval_every": 150, "grokfast": "ema"},
+}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A folder to launch from, with a SLURM of one node behind it."""
     state, work = tmp_path_factory.mktemp("slurm"), tmp_path_factory.mktemp("work")
-    started = subprocess.run(["bash", START, state], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    started = subprocess.run(
+        ["bash", START, state], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if started.returncode == 77 and not os.environ.get("CI"):
         pytest.skip(f"no SLURM: {started.stderr.strip()}")
     assert started.returncode == 0, started.stderr
@@ -365,7 +630,12 @@ def cluster(tmp_path_factory):
 
 
 def submit(*words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "submitit_launch", *map(str, words)], capture_output=True, text=True, timeout=LONG)
+    return subprocess.run(
+        [sys.executable, "-m", "submitit_launch", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+    )
 
 
 def job_of(folder: Path) -> str:
@@ -397,10 +667,15 @@ def fates(cluster):
     assert done.returncode == 0, done.stderr
     for path in sweep.iterdir():
         path.write_text("whoever reads this now is wrong")
-    folder = {name: Path(f"runs/fates/{name}/seed0") for name in ("alone", "cancelled", "crash", "preempted", "ranks", "terminated")}
+    folder = {
+        name: Path(f"runs/fates/{name}/seed0")
+        for name in ("alone", "cancelled", "crash", "preempted", "ranks", "terminated")
+    }
     for name in ("cancelled", "preempted", "terminated"):
         wait_for_step(folder[name], 20)
-        words = {"cancelled": [], "preempted": ["--signal=USR2"], "terminated": ["--signal=TERM"]}[name]
+        words = {"cancelled": [], "preempted": ["--signal=USR2"], "terminated": ["--signal=TERM"]}[
+            name
+        ]
         subprocess.run(["scancel", *words, job_of(folder[name])], check=True)
     until(lambda: not slurm.queue(), "the queue does not become empty")
     return folder
@@ -417,7 +692,9 @@ def log_of(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name, number", [("preempted", "SIGUSR2"), ("terminated", "SIGTERM")])
-def test_a_job_that_is_preempted_is_requeued_and_ends_with_the_same_bits(name, number, fates, undisturbed):
+def test_a_job_that_is_preempted_is_requeued_and_ends_with_the_same_bits(
+    name, number, fates, undisturbed
+):
     log = log_of(fates[name])
     step = int(re.search(rf"stopped by {number} after step (\d+)", log)[1])
     assert 20 <= step < 600 and f"continues at step {step}" in log and "Requeued job" in log
@@ -426,18 +703,32 @@ def test_a_job_that_is_preempted_is_requeued_and_ends_with_the_same_bits(name, n
 
 def test_scancel_of_one_job_saves_it_and_leaves_the_others(fates):
     step = tiny.checkpoint(fates["cancelled"])["step"]
-    assert 20 <= step < 600 and not (fates["cancelled"] / "summary.json").exists() and not (fates["cancelled"] / "failed.txt").exists()
-    assert f"stopped by SIGTERM after step {step}" in log_of(fates["cancelled"]) and "Requeued" not in log_of(fates["cancelled"])
-    assert all((fates[name] / "summary.json").exists() for name in ("alone", "preempted", "terminated", "ranks"))
+    assert (
+        20 <= step < 600
+        and not (fates["cancelled"] / "summary.json").exists()
+        and not (fates["cancelled"] / "failed.txt").exists()
+    )
+    assert f"stopped by SIGTERM after step {step}" in log_of(
+        fates["cancelled"]
+    ) and "Requeued" not in log_of(fates["cancelled"])
+    assert all(
+        (fates[name] / "summary.json").exists()
+        for name in ("alone", "preempted", "terminated", "ranks")
+    )
 
 
-def test_a_crash_stops_no_other_run_and_is_shown_with_its_reason_by_the_next_launch(fates, capsys, cluster):
+def test_a_crash_stops_no_other_run_and_is_shown_with_its_reason_by_the_next_launch(
+    fates, capsys, cluster
+):
     sweep = cluster / "sweeps" / "fates"
     tiny.entry(sweep, "crash.toml", train={"lr": 1e30, "warmup": 0})
     tiny.entry(sweep, "cancelled.toml", **SLOW)
     assert launch(sweep / "crash.toml", sweep / "cancelled.toml", "--dry-run") == 0
     out, _ = lines_of(capsys)
-    assert re.fullmatch(r"failed    fates/crash s0 -> \S+: runs/fates/crash/seed0: loss or gradient is not finite from step \d+ on .*", out[0]), out
+    assert re.fullmatch(
+        r"failed    fates/crash s0 -> \S+: runs/fates/crash/seed0: loss or gradient is not finite from step \d+ on .*",
+        out[0],
+    ), out
     assert any(line.startswith("stopped   fates/cancelled s0 -> ") for line in out)
     assert "not finite" in (fates["crash"] / "failed.txt").read_text()
 
@@ -447,7 +738,10 @@ def test_the_tasks_of_a_job_are_one_group(fates, tmp_path):
     one, two = tiny.lines(tmp_path, "train"), tiny.lines(fates["ranks"], "train")
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-3)
     assert json.loads((fates["ranks"] / "summary.json").read_text())["hardware"].startswith("2 x ")
-    assert len(tiny.checkpoint(fates["ranks"])["processes"]) == 2 and log_of(fates["ranks"]).count("done ") == 1
+    assert (
+        len(tiny.checkpoint(fates["ranks"])["processes"]) == 2
+        and log_of(fates["ranks"]).count("done ") == 1
+    )
 
 
 def test_five_entries_with_two_seeds_run_to_the_end_and_are_analysed(cluster):
@@ -455,17 +749,29 @@ def test_five_entries_with_two_seeds_run_to_the_end_and_are_analysed(cluster):
     sweep.mkdir(parents=True)
     for name, tables in SWEEP.items():
         tiny.entry(sweep, f"{name}.toml", **tables)
-    done = submit("sweeps/five", "--seeds=0,1", "--wait", "--slurm.time=1h", "--slurm.max_parallel=4")
+    done = submit(
+        "sweeps/five", "--seeds=0,1", "--wait", "--slurm.time=1h", "--slurm.max_parallel=4"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(f"finished  five/{name} s{seed}: test " in done.stdout for name in SWEEP for seed in (0, 1))
+    assert all(
+        f"finished  five/{name} s{seed}: test " in done.stdout for name in SWEEP for seed in (0, 1)
+    )
     table = (cluster / "results" / "five" / "table.md").read_text()
     assert all(re.search(rf"^\| {name} \|", table, re.MULTILINE) for name in SWEEP)
     again = submit("sweeps/five", "--seeds=0,1")
-    assert again.returncode == 0 and again.stdout.count("finished ") == 10 and "submitted" not in again.stdout
+    assert (
+        again.returncode == 0
+        and again.stdout.count("finished ") == 10
+        and "submitted" not in again.stdout
+    )
 
 
 def test_what_sbatch_refuses_is_told_in_one_sentence(cluster, capsys):
     (cluster / "sweeps").mkdir(exist_ok=True)
     assert launch(tiny.entry(cluster / "sweeps", "refused.toml"), "--slurm.partition=nowhere") == 2
     _, err = lines_of(capsys)
-    assert len(err) == 1 and err[0].startswith("error: sbatch refused the array of refused s0: ") and "partition" in err[0], err
+    assert (
+        len(err) == 1
+        and err[0].startswith("error: sbatch refused the array of refused s0: ")
+        and "partition" in err[0]
+    ), err

@@ -12,15 +12,49 @@ import torch.nn.functional as F
 from torch import nn
 
 import layers
-from layers import Attention, Block, Conv, Linear, MLP, Norm, Pool, cross_entropy, rope_1d, rope_2d, rotate, stablemax_log_probs
+from layers import (
+    Attention,
+    Block,
+    Conv,
+    Linear,
+    MLP,
+    Norm,
+    Pool,
+    cross_entropy,
+    rope_1d,
+    rope_2d,
+    rotate,
+    stablemax_log_probs,
+)
 from model import TRM, Carry, ModelConfig, Net, Output, Shape, complexity, trm_loss
 
-CHOICES = {f.name: typing.get_args(f.type) for f in dataclasses.fields(ModelConfig) if typing.get_args(f.type)}
-TINY = {"dim": 16, "n_layers": 2, "heads": 2, "T": 3, "n": 2, "prefix": 2, "expansion": 2.0, "multiple": 4, "n_sup": 4, "explore": 0.0}
+CHOICES = {
+    f.name: typing.get_args(f.type)
+    for f in dataclasses.fields(ModelConfig)
+    if typing.get_args(f.type)
+}
+TINY = {
+    "dim": 16,
+    "n_layers": 2,
+    "heads": 2,
+    "T": 3,
+    "n": 2,
+    "prefix": 2,
+    "expansion": 2.0,
+    "multiple": 4,
+    "n_sup": 4,
+    "explore": 0.0,
+}
 SHAPE = Shape(16, 6, 3, 2, 2)  # 4x4 Sudoku, three puzzle identifiers
 
 
-def make(shape: Shape = SHAPE, compute: torch.dtype = torch.float32, q_bias=(-5.0, -6.0), seed: int = 0, **changes) -> TRM:
+def make(
+    shape: Shape = SHAPE,
+    compute: torch.dtype = torch.float32,
+    q_bias=(-5.0, -6.0),
+    seed: int = 0,
+    **changes,
+) -> TRM:
     """A tiny net whose q head sees y (its weight is zero at the start of a training) and halts as q_bias says."""
     values = TINY | changes
     if values.get("mixer") in ("conv", "pool"):
@@ -35,10 +69,15 @@ def make(shape: Shape = SHAPE, compute: torch.dtype = torch.float32, q_bias=(-5.
     return net
 
 
-def examples(B: int = 3, L: int = 16, V: int = 6, seed: int = 1, puzzles: int = 3) -> dict[str, torch.Tensor]:
+def examples(
+    B: int = 3, L: int = 16, V: int = 6, seed: int = 1, puzzles: int = 3
+) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return {"inputs": torch.randint(1, V, (B, L), generator=g), "labels": torch.randint(1, V, (B, L), generator=g),
-            "puzzle": torch.randint(puzzles, (B,), generator=g)}
+    return {
+        "inputs": torch.randint(1, V, (B, L), generator=g),
+        "labels": torch.randint(1, V, (B, L), generator=g),
+        "puzzle": torch.randint(puzzles, (B,), generator=g),
+    }
 
 
 def first_step(net: TRM, batch=None):
@@ -50,9 +89,14 @@ def first_step(net: TRM, batch=None):
 
 # ---------------------------------------------------------------- liveness
 
+
 def observe(net: TRM) -> dict:
     """Everything a switch could act on: weights, first step's output, loss, gradient and cost, the slots over nine steps."""
-    seen = {"weights": {k: tuple(v.shape) for k, v in net.state_dict().items()}, "trained": [k for k, _ in net.named_parameters()], "cost": 0}
+    seen = {
+        "weights": {k: tuple(v.shape) for k, v in net.state_dict().items()},
+        "trained": [k for k, _ in net.named_parameters()],
+        "cost": 0,
+    }
 
     def count(module, args, output):
         seen["cost"] += 1
@@ -63,13 +107,20 @@ def observe(net: TRM) -> dict:
     loss.backward()
     for hook in hooks:
         hook.remove()
-    seen |= {"logits": out.logits.detach(), "q": out.q_halt.detach(), "loss": loss.detach(),
-             "gradient": {k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None}}
+    seen |= {
+        "logits": out.logits.detach(),
+        "q": out.q_halt.detach(),
+        "loss": loss.detach(),
+        "gradient": {k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None},
+    }
     batch, g, trace = examples(), torch.Generator().manual_seed(4), []
     carry = net.start(batch)
     with torch.no_grad():
         for _ in range(9):
-            carry, _ = net.step(net.refill(carry, batch, net.first_states(3, 16, g)), min_steps=net.exploration(3, g))
+            carry, _ = net.step(
+                net.refill(carry, batch, net.first_states(3, 16, g)),
+                min_steps=net.exploration(3, g),
+            )
             trace += carry.steps.tolist()
     return seen | {"steps": trace}
 
@@ -84,50 +135,56 @@ OUTPUT = {"logits", "q", "loss", "gradient"}
 GO, STOP = (-5.0, -6.0), (5.0, 6.0)  # q biases: slots run to n_sup, slots halt at once
 #           key                   value        what moves, and nothing else      q bias  under which other settings
 SWITCHES = [
-    ("dim",                 32,          {"weights"},                      GO,   {}),
-    ("n_layers",            1,           {"weights", "trained"},           GO,   {}),
-    ("heads",               4,           OUTPUT,                           GO,   {}),
-    ("heads",               4,           set(),                            GO,   {"mixer": "conv"}),
-    ("T",                   2,           OUTPUT | {"cost"},                GO,   {}),
-    ("n",                   3,           OUTPUT | {"cost"},                GO,   {}),
-    ("grad_cycles",         2,           {"gradient"},                     GO,   {}),
-    ("grad_cycles",         3,           {"gradient"},                     GO,   {}),
-    ("two_nets",            True,        {"weights", "trained"},           GO,   {}),
-    ("mixer",               "mlp",       {"weights", "trained"},           GO,   {}),
-    ("mixer",               "conv+attention", {"weights", "trained"},      GO,   {}),
-    ("mixer",               "conv",      {"weights", "trained"},           GO,   {"prefix": 0}),
-    ("mixer",               "pool",      {"weights", "trained"},           GO,   {"prefix": 0}),
-    ("per_digit",           True,        {"weights"},                      GO,   {"mixer": "pool", "q_from": "mean"}),
-    ("positions",           "rope2d",    OUTPUT,                           GO,   {}),
-    ("positions",           "none",      OUTPUT,                           GO,   {}),
-    ("positions",           "rope2d",    set(),                            GO,   {"mixer": "mlp"}),
-    ("positions",           "learned",   {"weights", "trained"},           GO,   {"mixer": "mlp"}),
-    ("prefix",              3,           OUTPUT,                           GO,   {}),
-    ("prefix",              0,           {"weights", "trained"},           GO,   {}),
-    ("norm",                "layer",     OUTPUT,                           GO,   {}),
-    ("norm_place",          "pre",       OUTPUT,                           GO,   {}),
-    ("mlp",                 "silu",      {"weights"},                      GO,   {}),
-    ("mlp",                 "reglu",     OUTPUT,                           GO,   {}),
-    ("mlp",                 "gelu",      OUTPUT,                           GO,   {"mlp": "silu"}),
-    ("expansion",           4.0,         {"weights"},                      GO,   {}),
-    ("position_expansion",  2.0,         {"weights"},                      GO,   {"mixer": "mlp"}),
-    ("position_expansion",  2.0,         set(),                            GO,   {}),
-    ("multiple",            64,          {"weights"},                      GO,   {}),
-    ("init",                "learned",   {"trained", "gradient"},          GO,   {}),
-    ("init",                "random",    {"weights"},                      GO,   {}),
-    ("q_from",              "mean",      {"q", "loss", "gradient"},        GO,   {}),
-    ("n_sup",               2,           {"steps"},                        GO,   {}),
-    ("n_sup",               2,           set(),                            STOP, {}),
-    ("halting",             False,       {"steps"},                        STOP, {}),
-    ("halting",             False,       set(),                            GO,   {}),
-    ("explore",             1.0,         {"steps"},                        STOP, {}),
-    ("explore",             1.0,         set(),                            STOP, {"halting": False}),
-    ("continue_loss",       True,        {"loss", "gradient", "cost"},     STOP, {"halting": False}),
-    ("continue_loss",       True,        {"loss", "gradient", "cost", "steps"}, GO, {}),  # halts where q_halt > q_continue
-    ("loss",                "softmax",   {"loss", "gradient"},             GO,   {}),
-    ("q_weight",            0.1,         {"loss", "gradient"},             GO,   {}),
-    ("ponder_weight",       0.5,         {"loss", "gradient"},             GO,   {}),
-    ("complexity_weight",   0.5,         {"loss"},                         GO,   {}),
+    ("dim", 32, {"weights"}, GO, {}),
+    ("n_layers", 1, {"weights", "trained"}, GO, {}),
+    ("heads", 4, OUTPUT, GO, {}),
+    ("heads", 4, set(), GO, {"mixer": "conv"}),
+    ("T", 2, OUTPUT | {"cost"}, GO, {}),
+    ("n", 3, OUTPUT | {"cost"}, GO, {}),
+    ("grad_cycles", 2, {"gradient"}, GO, {}),
+    ("grad_cycles", 3, {"gradient"}, GO, {}),
+    ("two_nets", True, {"weights", "trained"}, GO, {}),
+    ("mixer", "mlp", {"weights", "trained"}, GO, {}),
+    ("mixer", "conv+attention", {"weights", "trained"}, GO, {}),
+    ("mixer", "conv", {"weights", "trained"}, GO, {"prefix": 0}),
+    ("mixer", "pool", {"weights", "trained"}, GO, {"prefix": 0}),
+    ("per_digit", True, {"weights"}, GO, {"mixer": "pool", "q_from": "mean"}),
+    ("positions", "rope2d", OUTPUT, GO, {}),
+    ("positions", "none", OUTPUT, GO, {}),
+    ("positions", "rope2d", set(), GO, {"mixer": "mlp"}),
+    ("positions", "learned", {"weights", "trained"}, GO, {"mixer": "mlp"}),
+    ("prefix", 3, OUTPUT, GO, {}),
+    ("prefix", 0, {"weights", "trained"}, GO, {}),
+    ("norm", "layer", OUTPUT, GO, {}),
+    ("norm_place", "pre", OUTPUT, GO, {}),
+    ("mlp", "silu", {"weights"}, GO, {}),
+    ("mlp", "reglu", OUTPUT, GO, {}),
+    ("mlp", "gelu", OUTPUT, GO, {"mlp": "silu"}),
+    ("expansion", 4.0, {"weights"}, GO, {}),
+    ("position_expansion", 2.0, {"weights"}, GO, {"mixer": "mlp"}),
+    ("position_expansion", 2.0, set(), GO, {}),
+    ("multiple", 64, {"weights"}, GO, {}),
+    ("init", "learned", {"trained", "gradient"}, GO, {}),
+    ("init", "random", {"weights"}, GO, {}),
+    ("q_from", "mean", {"q", "loss", "gradient"}, GO, {}),
+    ("n_sup", 2, {"steps"}, GO, {}),
+    ("n_sup", 2, set(), STOP, {}),
+    ("halting", False, {"steps"}, STOP, {}),
+    ("halting", False, set(), GO, {}),
+    ("explore", 1.0, {"steps"}, STOP, {}),
+    ("explore", 1.0, set(), STOP, {"halting": False}),
+    ("continue_loss", True, {"loss", "gradient", "cost"}, STOP, {"halting": False}),
+    (
+        "continue_loss",
+        True,
+        {"loss", "gradient", "cost", "steps"},
+        GO,
+        {},
+    ),  # halts where q_halt > q_continue
+    ("loss", "softmax", {"loss", "gradient"}, GO, {}),
+    ("q_weight", 0.1, {"loss", "gradient"}, GO, {}),
+    ("ponder_weight", 0.5, {"loss", "gradient"}, GO, {}),
+    ("complexity_weight", 0.5, {"loss"}, GO, {}),
 ]
 
 
@@ -138,25 +195,34 @@ def test_every_model_switch_has_a_row():
         assert used >= set(choices), f"a choice of {key} without a row"
 
 
-@pytest.mark.parametrize("key, value, moves, q_bias, others", SWITCHES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    "key, value, moves, q_bias, others", SWITCHES, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_switch_moves_what_it_should_and_nothing_else(key, value, moves, q_bias, others):
     base = make(q_bias=q_bias, **others)
     flipped = make(q_bias=q_bias, **others | {key: value})
     if "weights" not in moves:  # equal weights: what still differs is the switch
         flipped.load_state_dict(base.state_dict())
     a, b = observe(base), observe(flipped)
-    compared = {"weights", "trained", "cost", "steps"} if "weights" in moves else a.keys()  # other weights, other numbers
+    compared = (
+        {"weights", "trained", "cost", "steps"} if "weights" in moves else a.keys()
+    )  # other weights, other numbers
     assert {k for k in compared if not same(a[k], b[k])} == moves
 
 
 def test_two_equal_nets_are_one_net_and_the_second_one_answers():
     one, two = make(), make(two_nets=True)
     shared = {k: v for k, v in one.state_dict().items()}
-    two.load_state_dict(shared | {k.replace("net.", "net_y.", 1): v for k, v in shared.items() if k.startswith("net.")})
+    two.load_state_dict(
+        shared
+        | {k.replace("net.", "net_y.", 1): v for k, v in shared.items() if k.startswith("net.")}
+    )
     assert torch.equal(first_step(one)[1].logits, first_step(two)[1].logits)
     calls = {"net": 0, "net_y": 0}
     for name in calls:
-        getattr(two, name).register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+        getattr(two, name).register_forward_hook(
+            lambda *_, name=name: calls.update({name: calls[name] + 1})
+        )
     first_step(two)
     assert calls == {"net": 3 * 2, "net_y": 3}  # T * n updates of z, T of y
     count = [sum(p.numel() for p in net.parameters()) for net in (one, two)]
@@ -170,7 +236,10 @@ def test_every_choice_runs_forward_and_backward_in_every_dtype(key, value, compu
     carry, out = first_step(net.train())
     loss, _ = trm_loss(net.cfg, out, carry)
     loss.backward()
-    assert carry.y.dtype == carry.z.dtype == compute and out.logits.dtype == loss.dtype == torch.float32
+    assert (
+        carry.y.dtype == carry.z.dtype == compute
+        and out.logits.dtype == loss.dtype == torch.float32
+    )
     assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
     exact = make(continue_loss=True, **{key: value})
     near = first_step(exact.train())[1].logits
@@ -181,7 +250,9 @@ def test_every_choice_runs_forward_and_backward_in_every_dtype(key, value, compu
 
 
 def test_impossible_values_are_named():
-    def problems(**changes): return [key for key, _ in ModelConfig(**changes).problems()]
+    def problems(**changes):
+        return [key for key, _ in ModelConfig(**changes).problems()]
+
     assert problems() == []
     for key in ("dim", "n_layers", "heads", "T", "n", "multiple", "n_sup"):
         assert key in problems(**{key: 0})
@@ -193,12 +264,20 @@ def test_impossible_values_are_named():
     assert problems(grad_cycles=0) == ["grad_cycles"] == problems(grad_cycles=4)
     assert problems(dim=516) == ["dim"] == problems(dim=18, heads=3, positions="rope2d")
     assert problems(dim=18, heads=3) == [] == problems(dim=516, mixer="mlp")
-    assert problems(mixer="conv") == ["prefix"] == problems(mixer="pool") and problems(mixer="pool", prefix=0) == []
-    assert problems(per_digit=True) == ["per_digit"] == problems(per_digit=True, mixer="pool", prefix=0)
+    assert (
+        problems(mixer="conv") == ["prefix"] == problems(mixer="pool")
+        and problems(mixer="pool", prefix=0) == []
+    )
+    assert (
+        problems(per_digit=True)
+        == ["per_digit"]
+        == problems(per_digit=True, mixer="pool", prefix=0)
+    )
     assert problems(per_digit=True, mixer="pool", prefix=0, q_from="mean") == []
 
 
 # ---------------------------------------------------------------- gradients
+
 
 def plain_recursion(net: TRM, x, y, z):
     """The paper's loop, written out; every cycle keeps its gradient."""
@@ -236,7 +315,9 @@ def test_the_last_grad_cycles_recursions_carry_gradient(grad_cycles, two_nets):
     logits.square().sum().backward()
     for name, p in net.named_parameters():
         if not name.startswith("q_head"):
-            torch.testing.assert_close(ours[name], p.grad, rtol=1e-3, atol=1e-4, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(
+                ours[name], p.grad, rtol=1e-3, atol=1e-4, msg=lambda m: f"{name}: {m}"
+            )
 
 
 def initial_gradient(net: TRM, batch):
@@ -260,18 +341,24 @@ def test_gradient_of_learned_initial_states_is_exact_where_every_cycle_carries_i
 
 
 def test_gradient_of_learned_initial_states_equals_finite_differences():
-    net = make(init="learned", grad_cycles=3, mixer="mlp", compute=torch.float64)  # no step of it falls back to fp32
+    net = make(
+        init="learned", grad_cycles=3, mixer="mlp", compute=torch.float64
+    )  # no step of it falls back to fp32
     x = net.embed(examples()).detach()
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y0, z0 = (s.detach().double().clone().requires_grad_() for s in (net.y0, net.z0))
 
-    def value(y, z): return (net(x, y.expand_as(x), z.expand_as(x))[0] * weights).sum()
+    def value(y, z):
+        return (net(x, y.expand_as(x), z.expand_as(x))[0] * weights).sum()
 
     value(y0, z0).backward()
     for leaf, other in ((y0, z0), (z0, y0)):
         direction = torch.randn(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         with torch.no_grad():
-            pair = [(leaf + e * direction, other) if leaf is y0 else (other, leaf + e * direction) for e in (1e-5, -1e-5)]
+            pair = [
+                (leaf + e * direction, other) if leaf is y0 else (other, leaf + e * direction)
+                for e in (1e-5, -1e-5)
+            ]
             slope = (value(*pair[0]) - value(*pair[1])) / 2e-5
         torch.testing.assert_close((leaf.grad * direction).sum(), slope, rtol=1e-5, atol=1e-6)
         assert slope.abs() > 1e-3
@@ -296,7 +383,9 @@ def test_learned_initial_states_get_the_gradient_of_the_first_cycle_that_carries
     assert min(g.norm() for g in ours) > 1e-3
     fixed = make(grad_cycles=grad_cycles)
     fixed.load_state_dict(net.state_dict())
-    assert torch.equal(first_step(net)[1].logits, first_step(fixed)[1].logits), "handing on the gradient moved the output"
+    assert torch.equal(first_step(net)[1].logits, first_step(fixed)[1].logits), (
+        "handing on the gradient moved the output"
+    )
 
 
 def test_learned_initial_states_move_with_the_first_optimizer_step():
@@ -312,17 +401,28 @@ def test_learned_initial_states_move_with_the_first_optimizer_step():
 def test_running_slots_give_learned_initial_states_no_gradient():
     net, batch = make(init="learned"), examples()
     carry, _ = net.step(net.refill(net.start(batch), batch))
+
     def gradient(halted):
         net.zero_grad()
-        _, out = net.step(net.refill(dataclasses.replace(carry, halted=torch.tensor(halted)), batch))
+        _, out = net.step(
+            net.refill(dataclasses.replace(carry, halted=torch.tensor(halted)), batch)
+        )
         out.logits.square().sum().backward()
         return net.y0.grad.norm()
+
     assert gradient([False] * 3) == 0 and gradient([False, True, False]) > 0
 
 
-@pytest.mark.parametrize("mixer, norm_place, mlp", [*itertools.product(CHOICES["mixer"], CHOICES["norm_place"], CHOICES["mlp"])])
+@pytest.mark.parametrize(
+    "mixer, norm_place, mlp",
+    [*itertools.product(CHOICES["mixer"], CHOICES["norm_place"], CHOICES["mlp"])],
+)
 def test_no_parameter_is_without_gradient(mixer, norm_place, mlp):
-    for extra in ({"init": "learned", "positions": "learned", "two_nets": True}, {"q_from": "mean"}, {"grad_cycles": 3, "norm": "layer"}):
+    for extra in (
+        {"init": "learned", "positions": "learned", "two_nets": True},
+        {"q_from": "mean"},
+        {"grad_cycles": 3, "norm": "layer"},
+    ):
         net = make(mixer=mixer, norm_place=norm_place, mlp=mlp, continue_loss=True, **extra)
         with torch.no_grad():
             if net.cfg.prefix:
@@ -341,18 +441,24 @@ def test_without_the_continue_loss_only_the_row_of_q_continue_has_no_gradient():
     net = make()
     carry, out = first_step(net.train())
     trm_loss(net.cfg, out, carry)[0].backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.norm() == 0] == []
+    assert [
+        name for name, p in net.named_parameters() if p.grad is None or p.grad.norm() == 0
+    ] == []
     assert net.q_head.bias.grad[1] == 0 and net.q_head.bias.grad[0] != 0
     assert net.q_head.weight.grad[1].norm() == 0 and net.q_head.weight.grad[0].norm() > 0
 
 
 # ---------------------------------------------------------------- slots and halting
 
+
 def test_the_carry_is_detached_and_steps_count():
     net, batch = make(init="learned"), examples()
     carry, out = first_step(net.train())
     assert out.logits.requires_grad
-    assert not any(t.requires_grad for t in (carry.y, carry.z, carry.steps, carry.halted, *carry.batch.values()))
+    assert not any(
+        t.requires_grad
+        for t in (carry.y, carry.z, carry.steps, carry.halted, *carry.batch.values())
+    )
     assert carry.steps.tolist() == [1, 1, 1] and carry.halted.tolist() == [False] * 3
     y = carry.y
     carry, _ = net.step(net.refill(carry, batch))
@@ -366,9 +472,17 @@ def test_refill_leaves_running_slots_alone():
     before = carry.map(lambda t: t.clone())
     after = net.refill(carry, new)
     for slot in (0, 2):
-        assert torch.equal(after.y[slot], before.y[slot]) and torch.equal(after.z[slot], before.z[slot]) and after.steps[slot] == 1
+        assert (
+            torch.equal(after.y[slot], before.y[slot])
+            and torch.equal(after.z[slot], before.z[slot])
+            and after.steps[slot] == 1
+        )
         assert all(torch.equal(after.batch[k][slot], old[k][slot]) for k in old)
-    assert torch.equal(after.y[1], net.y0.expand(18, 16)) and torch.equal(after.z[1], net.z0.expand(18, 16)) and after.steps[1] == 0
+    assert (
+        torch.equal(after.y[1], net.y0.expand(18, 16))
+        and torch.equal(after.z[1], net.z0.expand(18, 16))
+        and after.steps[1] == 0
+    )
     assert all(torch.equal(after.batch[k][1], new[k][1]) for k in new)
     assert not after.halted.any()
 
@@ -383,7 +497,11 @@ def test_a_slot_does_not_see_its_neighbours():
 
 def test_slots_halt_at_n_sup_or_when_q_halt_is_positive_and_in_eval_mode_at_n_sup_only():
     batch = examples()
-    for q_bias, training, expected in ((GO, True, [1, 2, 3, 4, 1]), (STOP, True, [1, 1, 1, 1, 1]), (STOP, False, [1, 2, 3, 4, 1])):
+    for q_bias, training, expected in (
+        (GO, True, [1, 2, 3, 4, 1]),
+        (STOP, True, [1, 1, 1, 1, 1]),
+        (STOP, False, [1, 2, 3, 4, 1]),
+    ):
         net = make(q_bias=q_bias).train(training)
         carry, seen = net.start(batch), []
         for _ in range(5):
@@ -400,7 +518,10 @@ def test_exploration_demands_two_to_n_sup_steps_of_the_share_it_should():
     assert abs(share[0] - 0.75) < 0.015 and all(abs(share[k] - 0.0625) < 0.01 for k in (2, 3, 4, 5))
     assert make(explore=0.0).exploration(4, torch.Generator()) is None
     assert make(explore=1.0, halting=False).exploration(4, torch.Generator()) is None
-    assert make(explore=1.0, n_sup=1).exploration(4, torch.Generator().manual_seed(0)).tolist() == [1] * 4
+    assert (
+        make(explore=1.0, n_sup=1).exploration(4, torch.Generator().manual_seed(0)).tolist()
+        == [1] * 4
+    )
 
 
 def test_exploration_forbids_halting_before_the_demanded_step():
@@ -417,8 +538,14 @@ def test_random_first_states_are_fresh_noise_per_token_and_a_function_of_the_gen
     net = make(init="random")
     y, z = net.first_states(40, 16, torch.Generator().manual_seed(0))
     again = net.first_states(40, 16, torch.Generator().manual_seed(0))
-    assert y.shape == z.shape == (40, 18, 16) and torch.equal(y, again[0]) and torch.equal(z, again[1])
-    assert abs(y.std().item() - 1) < 0.02 and y.abs().max() < 2.28 and abs((y * z).mean().item()) < 0.04
+    assert (
+        y.shape == z.shape == (40, 18, 16) and torch.equal(y, again[0]) and torch.equal(z, again[1])
+    )
+    assert (
+        abs(y.std().item() - 1) < 0.02
+        and y.abs().max() < 2.28
+        and abs((y * z).mean().item()) < 0.04
+    )
     assert not torch.equal(y[0, 0], y[0, 1]) and not torch.equal(y[0], y[1])
 
 
@@ -432,12 +559,19 @@ def test_initialisation_has_the_standard_deviations_of_the_paper():
             assert p.tolist() == [-5, -5]
         else:
             target = p.shape[-1] ** -0.5
-            assert abs(p.std().item() / target - 1) < 0.03 and p.abs().max() <= 2 * target / 0.8796 and abs(p.mean().item()) < 0.05 * target, name
-    assert abs(torch.stack([net.y0, net.z0]).std().item() - 1) < 0.1 and not torch.equal(net.y0, net.z0)
+            assert (
+                abs(p.std().item() / target - 1) < 0.03
+                and p.abs().max() <= 2 * target / 0.8796
+                and abs(p.mean().item()) < 0.05 * target
+            ), name
+    assert abs(torch.stack([net.y0, net.z0]).std().item() - 1) < 0.1 and not torch.equal(
+        net.y0, net.z0
+    )
     assert "y0" not in dict(net.named_parameters()) and "y0" in net.state_dict()
 
 
 # ---------------------------------------------------------------- losses
+
 
 def test_stablemax_equals_a_naive_float64_one():
     logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)) * 10
@@ -463,8 +597,15 @@ def test_cross_entropy_is_the_mean_over_labelled_positions_of_a_row(kind):
     logits, labels = torch.randn(3, 6, 5, generator=g), torch.randint(5, (3, 6), generator=g)
     labels[0, 2:] = -100
     labels[2] = -100
-    log_p = stablemax_log_probs(logits) if kind == "stablemax" else logits.double().exp().div(logits.double().exp().sum(-1, keepdim=True)).log().float()
-    naive = [-sum(log_p[b, l, labels[b, l]] for l in keep) / len(keep) for b, keep in ((0, range(2)), (1, range(6)))]
+    log_p = (
+        stablemax_log_probs(logits)
+        if kind == "stablemax"
+        else logits.double().exp().div(logits.double().exp().sum(-1, keepdim=True)).log().float()
+    )
+    naive = [
+        -sum(log_p[b, l, labels[b, l]] for l in keep) / len(keep)
+        for b, keep in ((0, range(2)), (1, range(6)))
+    ]
     loss = cross_entropy(logits, labels, kind)
     torch.testing.assert_close(loss[:2], torch.stack(naive))
     assert loss[2] == 0
@@ -479,17 +620,31 @@ def scored(labels, answers, q=(0.0, 0.0), steps=(1, 1), halted=(True, True), **c
     labels, answers = torch.tensor(labels), torch.tensor(answers)
     logits = F.one_hot(answers, 6).float() * 5
     q = torch.tensor(q)
-    carry = Carry(torch.zeros(2), torch.zeros(2), torch.tensor(steps), torch.tensor(halted), {"labels": labels})
+    carry = Carry(
+        torch.zeros(2),
+        torch.zeros(2),
+        torch.tensor(steps),
+        torch.tensor(halted),
+        {"labels": labels},
+    )
     return trm_loss(cfg, Output(logits, q, q), carry)
 
 
 def test_the_halting_head_is_taught_whether_the_row_is_exactly_right():
     q = (0.7, -0.4)
-    loss, parts = scored([[1, 2, -100], [1, 2, 3]], [[1, 2, 5], [1, 2, 4]], q)  # right where labelled; one cell wrong
+    loss, parts = scored(
+        [[1, 2, -100], [1, 2, 3]], [[1, 2, 5], [1, 2, 4]], q
+    )  # right where labelled; one cell wrong
     bce = math.log(1 + math.exp(-0.7)) + math.log(1 + math.exp(-0.4))  # targets 1 and 0
     assert parts["halt_loss"].item() == pytest.approx(bce, rel=1e-5)
     assert loss.item() == pytest.approx(parts["answer_loss"].item() + 0.5 * bce, rel=1e-6)
-    assert (parts["rows"], parts["count"], parts["exact"], parts["q_accuracy"], parts["steps"]) == (2, 2, 1, 2, 2)
+    assert (parts["rows"], parts["count"], parts["exact"], parts["q_accuracy"], parts["steps"]) == (
+        2,
+        2,
+        1,
+        2,
+        2,
+    )
     assert parts["cells"].item() == pytest.approx(1 + 2 / 3)
 
 
@@ -505,7 +660,9 @@ def test_the_complexity_penalty_is_a_constant_without_gradient_with_the_value_of
     phi = (1 + math.sqrt(5)) / 2
     for T, n, n_layers in ((3, 6, 2), (2, 3, 4), (1, 1, 1)):
         cfg = ModelConfig(T=T, n=n, n_layers=n_layers)
-        assert complexity(cfg) == pytest.approx(sum(n * phi**layer for _ in range(T) for layer in range(n_layers)), rel=1e-12)
+        assert complexity(cfg) == pytest.approx(
+            sum(n * phi**layer for _ in range(T) for layer in range(n_layers)), rel=1e-12
+        )
     assert complexity(ModelConfig(T=3, n=6, n_layers=2)) == pytest.approx(3 * 6 * (1 + phi))
     plain, dear = make(), make(complexity_weight=0.25)
     results = []
@@ -514,7 +671,9 @@ def test_the_complexity_penalty_is_a_constant_without_gradient_with_the_value_of
         loss, _ = trm_loss(net.cfg, out, carry)
         loss.backward()
         results.append((loss.item(), gradients(net)))
-    assert results[1][0] - results[0][0] == pytest.approx(3 * 0.25 * complexity(dear.cfg), rel=1e-5)  # three rows
+    assert results[1][0] - results[0][0] == pytest.approx(
+        3 * 0.25 * complexity(dear.cfg), rel=1e-5
+    )  # three rows
     assert all(torch.equal(results[0][1][k], results[1][1][k]) for k in results[0][1])
 
 
@@ -533,14 +692,31 @@ def short_training(ponder_weight: float) -> float:
     So the answer is exact in 3 of 10 rows, and the halting head has no way to tell which.
     """
     torch.manual_seed(0)
-    net = TRM(ModelConfig(**TINY | {"mixer": "conv", "positions": "none", "prefix": 0, "T": 1, "n": 1, "n_layers": 1, "q_from": "mean", "n_sup": 8,
-                                    "ponder_weight": ponder_weight}), SHAPE).train()
+    net = TRM(
+        ModelConfig(
+            **TINY
+            | {
+                "mixer": "conv",
+                "positions": "none",
+                "prefix": 0,
+                "T": 1,
+                "n": 1,
+                "n_layers": 1,
+                "q_from": "mean",
+                "n_sup": 8,
+                "ponder_weight": ponder_weight,
+            }
+        ),
+        SHAPE,
+    ).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     carry, spent, finished = None, 0, 0
     for step in range(100):
         batch = examples(8, seed=step)
         g = torch.Generator().manual_seed(1000 + step)
-        wrong = F.one_hot(torch.randint(16, (8,), generator=g), 16).bool() & (torch.rand(8, 1, generator=g) < 0.7)
+        wrong = F.one_hot(torch.randint(16, (8,), generator=g), 16).bool() & (
+            torch.rand(8, 1, generator=g) < 0.7
+        )
         batch["labels"] = torch.where(wrong, batch["inputs"] % 5 + 1, batch["inputs"])
         carry, out = net.step(net.refill(carry or net.start(batch), batch))
         loss, metrics = trm_loss(net.cfg, out, carry)
@@ -559,17 +735,25 @@ def test_ponder_weight_lowers_the_steps_used():
 
 # ---------------------------------------------------------------- the continue loss
 
+
 def test_the_continue_loss_costs_one_more_forward_and_has_the_target_of_q_learning():
-    net, batch = make(continue_loss=True, n_sup=2, q_bias=(-0.1, 0.2), q_from="mean").train(), examples()
+    net, batch = (
+        make(continue_loss=True, n_sup=2, q_bias=(-0.1, 0.2), q_from="mean").train(),
+        examples(),
+    )
     calls = []
     net.net.register_forward_hook(lambda *_: calls.append(1))
     carry, out = net.step(net.refill(net.start(batch), batch))
     assert len(calls) == 2 * 3 * (2 + 1)  # twice T * (n + 1)
     with torch.no_grad():
         ahead = net.read(net(net.embed(carry.batch), carry.y, carry.z)[0])
-    torch.testing.assert_close(out.target_continue, torch.maximum(ahead.q_halt, ahead.q_continue).sigmoid())
+    torch.testing.assert_close(
+        out.target_continue, torch.maximum(ahead.q_halt, ahead.q_continue).sigmoid()
+    )
     assert not out.target_continue.requires_grad
-    assert (ahead.q_continue > ahead.q_halt).all()  # so that the last step's other target can be told apart
+    assert (
+        ahead.q_continue > ahead.q_halt
+    ).all()  # so that the last step's other target can be told apart
     carry, out = net.step(carry)
     with torch.no_grad():
         ahead = net.read(net(net.embed(carry.batch), carry.y, carry.z)[0])
@@ -578,12 +762,17 @@ def test_the_continue_loss_costs_one_more_forward_and_has_the_target_of_q_learni
     p, t = out.q_continue.sigmoid(), out.target_continue
     naive = -(t * p.log() + (1 - t) * (1 - p).log()).sum()
     torch.testing.assert_close(parts["continue_loss"], naive.detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(loss, parts["answer_loss"] + 0.5 * parts["halt_loss"] + 0.5 * naive, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        loss, parts["answer_loss"] + 0.5 * parts["halt_loss"] + 0.5 * naive, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_with_the_continue_loss_a_slot_halts_where_q_halt_beats_q_continue():
     for q_bias, halted in (((-5.0, -6.0), True), ((5.0, 6.0), False)):
-        assert first_step(make(continue_loss=True, q_bias=q_bias).train())[0].halted.tolist() == [halted] * 3
+        assert (
+            first_step(make(continue_loss=True, q_bias=q_bias).train())[0].halted.tolist()
+            == [halted] * 3
+        )
 
 
 def test_the_continue_loss_costs_nothing_in_evaluation():
@@ -593,6 +782,7 @@ def test_the_continue_loss_costs_nothing_in_evaluation():
 
 
 # ---------------------------------------------------------------- mixing
+
 
 def test_conv_equals_a_naive_convolution_and_leaves_the_prefix_out():
     torch.manual_seed(0)
@@ -622,7 +812,11 @@ def test_pool_equals_the_formula_of_every_cell(side, box, digits):
         yield [i for i in same if row[i] == row[at]]
         yield [i for i in same if col[i] == col[at]]
         if box[0]:
-            yield [i for i in same if row[i] // box[0] == row[at] // box[0] and col[i] // box[1] == col[at] // box[1]]
+            yield [
+                i
+                for i in same
+                if row[i] // box[0] == row[at] // box[0] and col[i] // box[1] == col[at] // box[1]
+            ]
         if S > 1:
             yield [i for i in every if i // S == at // S]
 
@@ -631,8 +825,12 @@ def test_pool_equals_the_formula_of_every_cell(side, box, digits):
         for kind, members in enumerate(groups(cell)):
             assert len(members) == side
             part = slice(kind * D, kind * D + D)
-            pooled.append((u[:, members, part] * F.silu(g[:, members, part])).sum(1) / len(members) ** 0.5)
-        torch.testing.assert_close(out[:, cell], F.linear(torch.cat(pooled, -1), pool.out.weight), rtol=1e-4, atol=1e-5)
+            pooled.append(
+                (u[:, members, part] * F.silu(g[:, members, part])).sum(1) / len(members) ** 0.5
+            )
+        torch.testing.assert_close(
+            out[:, cell], F.linear(torch.cat(pooled, -1), pool.out.weight), rtol=1e-4, atol=1e-5
+        )
 
 
 def sudoku_moves(side: int, box: tuple[int, int], seed: int) -> torch.Tensor:
@@ -640,7 +838,12 @@ def sudoku_moves(side: int, box: tuple[int, int], seed: int) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
 
     def line(group):
-        return torch.cat([band * group + torch.randperm(group, generator=g) for band in torch.randperm(side // group, generator=g)])
+        return torch.cat(
+            [
+                band * group + torch.randperm(group, generator=g)
+                for band in torch.randperm(side // group, generator=g)
+            ]
+        )
 
     return (line(box[0])[:, None] * side + line(box[1])[None]).flatten()
 
@@ -668,28 +871,48 @@ def test_a_net_per_digit_renames_its_answer_with_the_digits(side, box):
     batch = examples(2, side * side, side + 2, puzzles=1)
     renamed = batch | {"inputs": digits[batch["inputs"]]}
     for per_digit in (True, False):
-        net = make(Shape(side * side, side + 2, 1, *box), mixer="pool", positions="none", q_from="mean", per_digit=per_digit)
+        net = make(
+            Shape(side * side, side + 2, 1, *box),
+            mixer="pool",
+            positions="none",
+            q_from="mean",
+            per_digit=per_digit,
+        )
         out, moved = first_step(net, batch)[1], first_step(net, renamed)[1]
         same = torch.allclose(moved.logits[..., digits], out.logits, rtol=1e-3, atol=1e-4)
         assert same == per_digit == torch.allclose(moved.q_halt, out.q_halt, rtol=1e-6, atol=1e-6)
-        assert out.logits.shape == (2, side * side, side + 2) and (out.logits[..., :2] == -1e4).all() == per_digit  # no answers
+        assert (
+            out.logits.shape == (2, side * side, side + 2)
+            and (out.logits[..., :2] == -1e4).all() == per_digit
+        )  # no answers
         assert len(net.tokens) == (3 if per_digit else side + 2)
 
 
 def test_transposing_the_grid_swaps_the_row_and_the_column_weights_of_pool():
     torch.manual_seed(0)
-    pool, h, turned = Pool(3, (2, 2)), torch.randn(2, 16, 3), torch.arange(16).view(4, 4).T.flatten()
+    pool, h, turned = (
+        Pool(3, (2, 2)),
+        torch.randn(2, 16, 3),
+        torch.arange(16).view(4, 4).T.flatten(),
+    )
     swapped, kinds = copy.deepcopy(pool), [1, 0, 2]  # column, row, box
     with torch.no_grad():
-        swapped.into.weight.copy_(pool.into.weight.view(2, 3, 3, 3)[:, kinds].flatten(0, 2))  # (u and g, kind, D, D)
+        swapped.into.weight.copy_(
+            pool.into.weight.view(2, 3, 3, 3)[:, kinds].flatten(0, 2)
+        )  # (u and g, kind, D, D)
         swapped.out.weight.copy_(pool.out.weight.view(3, 3, 3)[:, kinds].flatten(1))
     torch.testing.assert_close(swapped(h[:, turned]), pool(h)[:, turned], rtol=1e-4, atol=1e-5)
-    assert (pool(h[:, turned]) - pool(h)[:, turned]).abs().max() > 0.01, "so a pool net does not turn with the transposition"
+    assert (pool(h[:, turned]) - pool(h)[:, turned]).abs().max() > 0.01, (
+        "so a pool net does not turn with the transposition"
+    )
 
 
 @pytest.mark.parametrize("mixer", ["conv", "pool"])
 def test_weights_of_conv_and_pool_do_not_depend_on_the_size_of_the_grid(mixer):
-    small, large = make(Shape(16, 6), mixer=mixer, positions="none"), make(Shape(49, 6), mixer=mixer, positions="none", seed=1)
+    small, large = (
+        make(Shape(16, 6), mixer=mixer, positions="none"),
+        make(Shape(49, 6), mixer=mixer, positions="none", seed=1),
+    )
     large.load_state_dict(small.state_dict())
     batch = examples(2, 49, puzzles=1)
     outs = [first_step(net, batch)[1].logits for net in (small, large)]
@@ -702,10 +925,12 @@ def test_attention_equals_a_naive_one():
     out, parts = attention(h, rope_1d(5, 4)), []
     q, k, v = F.linear(h, attention.qkv.weight).split(8, -1)
     for head in range(2):
-        a, b, c = (t[..., head * 4:head * 4 + 4] for t in (q, k, v))
+        a, b, c = (t[..., head * 4 : head * 4 + 4] for t in (q, k, v))
         a, b = (rotate(t[:, :, None], rope_1d(5, 4))[:, :, 0] for t in (a, b))
         parts.append((a @ b.mT / 2).softmax(-1) @ c)
-    torch.testing.assert_close(out, F.linear(torch.cat(parts, -1), attention.out.weight), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        out, F.linear(torch.cat(parts, -1), attention.out.weight), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "reglu", "silu", "gelu"])
@@ -720,15 +945,22 @@ def test_mlp_equals_its_formula_and_rounds_its_inner_width_up(kind):
     else:
         u = u * u.sigmoid() if kind == "silu" else u * 0.5 * (1 + torch.erf(u / 2**0.5))
     torch.testing.assert_close(mlp(h), u @ mlp.down.weight.T, rtol=1e-4, atol=1e-5)
-    assert mlp.down.weight.shape == (12, {"swiglu": 20, "reglu": 20, "silu": 25, "gelu": 25}[kind])  # 16 and 24, rounded up to fives
+    assert mlp.down.weight.shape == (
+        12,
+        {"swiglu": 20, "reglu": 20, "silu": 25, "gelu": 25}[kind],
+    )  # 16 and 24, rounded up to fives
     assert MLP(512).down.weight.shape == (512, 1536) and MLP(97).down.weight.shape == (97, 512)
 
 
 # ---------------------------------------------------------------- positions
 
+
 def test_rotations_keep_lengths_and_see_distances_only():
     g = torch.Generator().manual_seed(0)
-    q, k = torch.randn(1, 1, 1, 8, generator=g).expand(1, 10, 1, 8), torch.randn(1, 1, 1, 8, generator=g).expand(1, 10, 1, 8)
+    q, k = (
+        torch.randn(1, 1, 1, 8, generator=g).expand(1, 10, 1, 8),
+        torch.randn(1, 1, 1, 8, generator=g).expand(1, 10, 1, 8),
+    )
     angles = rope_1d(10, 8)
     a, b = rotate(q, angles)[0, :, 0], rotate(k, angles)[0, :, 0]
     torch.testing.assert_close(a.norm(dim=-1), q[0, :, 0].norm(dim=-1))
@@ -783,7 +1015,9 @@ def test_rope_2d_refuses_a_head_that_has_no_quarters():
 def test_learned_positions_are_added_before_the_scale():
     net, batch = make(positions="learned"), examples()
     x = net.embed(batch)
-    plain = torch.cat([F.pad(net.puzzles[batch["puzzle"]][:, None], (0, 0, 0, 1)), net.tokens[batch["inputs"]]], 1)
+    plain = torch.cat(
+        [F.pad(net.puzzles[batch["puzzle"]][:, None], (0, 0, 0, 1)), net.tokens[batch["inputs"]]], 1
+    )
     torch.testing.assert_close(x, 4 * 0.5**0.5 * (plain + net.places))
 
 
@@ -799,12 +1033,17 @@ def test_the_prefix_holds_the_puzzle_embedding_at_position_0_and_zeros():
 
 # ---------------------------------------------------------------- norms and blocks
 
-@pytest.mark.parametrize("compute, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+
+@pytest.mark.parametrize(
+    "compute, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
+)
 def test_norms_equal_their_formulas(compute, tolerance):
     h = (torch.randn(4, 7, generator=torch.Generator().manual_seed(0)) * 3 + 1).to(compute)
     wide = h.double()
     rms = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    layer = (wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    layer = (wide - wide.mean(-1, keepdim=True)) / (
+        wide.var(-1, keepdim=True, unbiased=False) + 1e-5
+    ).sqrt()
     for kind, naive in (("rms", rms), ("layer", layer)):
         norm = Norm(kind)
         assert list(norm.parameters()) == [] and norm(h).dtype == compute
@@ -812,7 +1051,9 @@ def test_norms_equal_their_formulas(compute, tolerance):
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("compute, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize(
+    "compute, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
 def test_gradients_of_norms_equal_those_of_their_formulas(kind, compute, tolerance):
     g = torch.Generator().manual_seed(0)
     h = torch.randn(5, 6, 7, generator=g).mul(2).add(1).to(compute)
@@ -881,10 +1122,20 @@ def test_linear_computes_in_the_dtype_of_its_input_over_fp32_weights():
     for compute in (torch.float32, torch.bfloat16, torch.float64):
         x = torch.randn(2, 4).to(compute)
         assert torch.equal(linear(x), F.linear(x, linear.weight.to(compute)))
-    assert linear.weight.dtype == torch.float32 and isinstance(linear, nn.Module) and not hasattr(linear, "bias")
+    assert (
+        linear.weight.dtype == torch.float32
+        and isinstance(linear, nn.Module)
+        and not hasattr(linear, "bias")
+    )
 
 
 def test_the_net_is_the_only_recursive_part():
     net = make()
     assert isinstance(net.net, Net) and net.net_y is None
-    assert {k.split(".")[0] for k, _ in net.named_parameters()} == {"tokens", "puzzles", "net", "head", "q_head"}
+    assert {k.split(".")[0] for k, _ in net.named_parameters()} == {
+        "tokens",
+        "puzzles",
+        "net",
+        "head",
+        "q_head",
+    }

@@ -20,7 +20,11 @@ from model import TRM, ModelConfig, Shape
 from optim import Muon, AdamAtan2, GrokFast, SignSGD, make_ema, make_optimizers, schedule, set_rates
 from train import TrainConfig, make_world
 
-CHOICES = {f.name: typing.get_args(f.type) for f in dataclasses.fields(TrainConfig) if typing.get_args(f.type)}
+CHOICES = {
+    f.name: typing.get_args(f.type)
+    for f in dataclasses.fields(TrainConfig)
+    if typing.get_args(f.type)
+}
 
 
 class Toy(nn.Module):
@@ -30,13 +34,23 @@ class Toy(nn.Module):
         super().__init__()
         g = torch.Generator().manual_seed(0)
 
-        def parameter(*shape): return nn.Parameter(torch.randn(shape, generator=g))
+        def parameter(*shape):
+            return nn.Parameter(torch.randn(shape, generator=g))
+
         self.tokens, self.puzzles, self.y0 = parameter(5, 8), parameter(3, 8), parameter(8)
         self.net, self.net_y, self.q_head = nn.Module(), nn.Module(), nn.Linear(8, 2)
-        self.net.up, self.net.kernel, self.net_y.up = parameter(12, 8), parameter(8, 1, 3, 3), parameter(12, 8)
+        self.net.up, self.net.kernel, self.net_y.up = (
+            parameter(12, 8),
+            parameter(8, 1, 3, 3),
+            parameter(12, 8),
+        )
 
 
-MATRICES, PUZZLES, REST = {"net.up", "net_y.up"}, {"puzzles"}, {"tokens", "y0", "net.kernel", "q_head.weight", "q_head.bias"}
+MATRICES, PUZZLES, REST = (
+    {"net.up", "net_y.up"},
+    {"puzzles"},
+    {"tokens", "y0", "net.kernel", "q_head.weight", "q_head.bias"},
+)
 
 
 def updates(**changes) -> tuple[dict, Toy]:
@@ -58,43 +72,46 @@ def updates(**changes) -> tuple[dict, Toy]:
 ADAM = MATRICES | REST
 #           key                    value         which weights move differently   under which other settings
 UPDATES = [
-    ("optimizer",            "muon",       MATRICES,         {}),
-    ("optimizer",            "adam_atan2", ADAM,             {}),
-    ("lr",                   2e-4,         ADAM,             {}),
-    ("lr",                   2e-4,         REST,             {"optimizer": "muon"}),
-    ("weight_decay",         0.5,          ADAM,             {}),
-    ("weight_decay",         0.5,          ADAM,             {"optimizer": "adam_atan2"}),
-    ("weight_decay",         0.5,          REST,             {"optimizer": "muon"}),
-    ("beta1",                0.5,          ADAM,             {}),
-    ("beta1",                0.5,          ADAM,             {"optimizer": "adam_atan2"}),
-    ("beta2",                0.5,          ADAM,             {}),
-    ("beta2",                0.5,          ADAM,             {"optimizer": "adam_atan2"}),
-    ("muon_lr",              0.04,         MATRICES,         {"optimizer": "muon"}),
-    ("muon_lr",              0.04,         set(),            {}),
-    ("muon_weight_decay",    0.5,          MATRICES,         {"optimizer": "muon"}),
-    ("muon_momentum",        0.5,          MATRICES,         {"optimizer": "muon"}),
-    ("muon_iterations",      5,            MATRICES,         {"optimizer": "muon"}),
-    ("muon_iterations",      5,            set(),            {}),
-    ("puzzle_lr",            0.02,         PUZZLES,          {}),
-    ("puzzle_lr",            0.02,         PUZZLES,          {"optimizer": "muon"}),
-    ("puzzle_weight_decay",  0.5,          PUZZLES,          {}),
-    ("warmup",               4,            ADAM | PUZZLES,   {}),
-    ("warmup",               0,            ADAM | PUZZLES,   {"optimizer": "muon"}),
-    ("schedule",             "cosine",     ADAM | PUZZLES,   {}),
-    ("lr_floor",             0.5,          ADAM | PUZZLES,   {"schedule": "cosine"}),
-    ("lr_floor",             0.5,          set(),            {}),
-    ("steps",                20,           ADAM | PUZZLES,   {"schedule": "cosine"}),
-    ("steps",                20,           set(),            {}),
+    ("optimizer", "muon", MATRICES, {}),
+    ("optimizer", "adam_atan2", ADAM, {}),
+    ("lr", 2e-4, ADAM, {}),
+    ("lr", 2e-4, REST, {"optimizer": "muon"}),
+    ("weight_decay", 0.5, ADAM, {}),
+    ("weight_decay", 0.5, ADAM, {"optimizer": "adam_atan2"}),
+    ("weight_decay", 0.5, REST, {"optimizer": "muon"}),
+    ("beta1", 0.5, ADAM, {}),
+    ("beta1", 0.5, ADAM, {"optimizer": "adam_atan2"}),
+    ("beta2", 0.5, ADAM, {}),
+    ("beta2", 0.5, ADAM, {"optimizer": "adam_atan2"}),
+    ("muon_lr", 0.04, MATRICES, {"optimizer": "muon"}),
+    ("muon_lr", 0.04, set(), {}),
+    ("muon_weight_decay", 0.5, MATRICES, {"optimizer": "muon"}),
+    ("muon_momentum", 0.5, MATRICES, {"optimizer": "muon"}),
+    ("muon_iterations", 5, MATRICES, {"optimizer": "muon"}),
+    ("muon_iterations", 5, set(), {}),
+    ("puzzle_lr", 0.02, PUZZLES, {}),
+    ("puzzle_lr", 0.02, PUZZLES, {"optimizer": "muon"}),
+    ("puzzle_weight_decay", 0.5, PUZZLES, {}),
+    ("warmup", 4, ADAM | PUZZLES, {}),
+    ("warmup", 0, ADAM | PUZZLES, {"optimizer": "muon"}),
+    ("schedule", "cosine", ADAM | PUZZLES, {}),
+    ("lr_floor", 0.5, ADAM | PUZZLES, {"schedule": "cosine"}),
+    ("lr_floor", 0.5, set(), {}),
+    ("steps", 20, ADAM | PUZZLES, {"schedule": "cosine"}),
+    ("steps", 20, set(), {}),
 ]
 
 
-@pytest.mark.parametrize("key, value, moves, others", UPDATES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    "key, value, moves, others", UPDATES, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_optimizer_switch_moves_the_weights_it_should_and_no_others(key, value, moves, others):
     a, b = updates(**others)[0], updates(**others | {key: value})[0]
     assert {k for k in a if not torch.equal(a[k], b[k])} == moves
 
 
 # ---------------------------------------------------------------- Adam-atan2
+
 
 def test_adam_atan2_equals_a_scalar_loop():
     lr, b1, b2, decay = 0.01, 0.9, 0.95, 0.3
@@ -132,6 +149,7 @@ def test_adam_atan2_continues_from_its_state_dict_to_the_same_bits():
         for t in range(first, last):
             p.grad = torch.sin(torch.arange(6.0) + t)
             optimizer.step()
+
     p = nn.Parameter(torch.ones(6))
     optimizer = AdamAtan2([p], 0.1, weight_decay=0.1)
     steps(optimizer, p, 0, 3)
@@ -144,13 +162,16 @@ def test_adam_atan2_continues_from_its_state_dict_to_the_same_bits():
 
 # ---------------------------------------------------------------- sign-SGD
 
+
 def test_sign_sgd_moves_and_decays_only_the_rows_that_are_present():
     start = torch.tensor([[1.0, -2.0], [3.0, 4.0], [5.0, -6.0]])
     p = nn.Parameter(start.clone())
     p.grad = torch.tensor([[0.3, -7.0], [0.0, 0.0], [0.0, 1e-9]])
     SignSGD([p], lr=0.1, weight_decay=0.5).step()
     kept = 1 - 0.1 * 0.5
-    expected = torch.tensor([[kept - 0.1, -2 * kept + 0.1], [3.0, 4.0], [5 * kept, -6 * kept - 0.1]])
+    expected = torch.tensor(
+        [[kept - 0.1, -2 * kept + 0.1], [3.0, 4.0], [5 * kept, -6 * kept - 0.1]]
+    )
     torch.testing.assert_close(p.detach(), expected)
     assert torch.equal(p[1], start[1])
 
@@ -165,14 +186,22 @@ def test_duplicate_identifiers_sum_their_gradients_before_the_sign():
 
 # ---------------------------------------------------------------- groups and rates
 
-REAL = [dict(mixer="attention"), dict(mixer="mlp", init="learned", positions="learned"), dict(mixer="conv", prefix=0, two_nets=True),
-        dict(mixer="pool", prefix=0), dict(mixer="conv+attention", two_nets=True)]
+REAL = [
+    dict(mixer="attention"),
+    dict(mixer="mlp", init="learned", positions="learned"),
+    dict(mixer="conv", prefix=0, two_nets=True),
+    dict(mixer="pool", prefix=0),
+    dict(mixer="conv+attention", two_nets=True),
+]
 
 
 @pytest.mark.parametrize("optimizer", CHOICES["optimizer"])
 @pytest.mark.parametrize("model", REAL, ids=lambda m: m["mixer"])
 def test_every_parameter_is_in_exactly_one_group(optimizer, model):
-    net = TRM(ModelConfig(**{"dim": 16, "heads": 2, "multiple": 4, "prefix": 1} | model), Shape(16, 6, 2, 2, 2))
+    net = TRM(
+        ModelConfig(**{"dim": 16, "heads": 2, "multiple": 4, "prefix": 1} | model),
+        Shape(16, 6, 2, 2, 2),
+    )
     optimizers = make_optimizers(net, TrainConfig(optimizer=optimizer))
     grouped = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in net.parameters())
@@ -181,28 +210,66 @@ def test_every_parameter_is_in_exactly_one_group(optimizer, model):
         mine = {names[id(p)] for group in o.param_groups for p in group["params"]}
         if isinstance(o, torch.optim.Muon):
             assert optimizer == "muon"
-            assert mine == {n for n, p in net.named_parameters() if n.split(".")[0] in ("net", "net_y") and p.ndim == 2} != set()
+            assert (
+                mine
+                == {
+                    n
+                    for n, p in net.named_parameters()
+                    if n.split(".")[0] in ("net", "net_y") and p.ndim == 2
+                }
+                != set()
+            )
         if isinstance(o, SignSGD):
             assert mine == {"puzzles"}
     kinds = {type(o) for o in optimizers} - {SignSGD}
-    assert kinds == {"adamw": {torch.optim.AdamW}, "adam_atan2": {AdamAtan2}, "muon": {torch.optim.AdamW, Muon}}[optimizer]
+    assert (
+        kinds
+        == {
+            "adamw": {torch.optim.AdamW},
+            "adam_atan2": {AdamAtan2},
+            "muon": {torch.optim.AdamW, Muon},
+        }[optimizer]
+    )
     assert (SignSGD in map(type, optimizers)) == bool(net.cfg.prefix)
 
 
 def test_groups_hold_the_configured_numbers():
-    cfg = TrainConfig(optimizer="muon", lr=0.1, weight_decay=0.2, beta1=0.3, beta2=0.4, muon_lr=0.5, muon_weight_decay=0.6, muon_momentum=0.7,
-                      muon_iterations=4, puzzle_lr=0.8, puzzle_weight_decay=0.9)
+    cfg = TrainConfig(
+        optimizer="muon",
+        lr=0.1,
+        weight_decay=0.2,
+        beta1=0.3,
+        beta2=0.4,
+        muon_lr=0.5,
+        muon_weight_decay=0.6,
+        muon_momentum=0.7,
+        muon_iterations=4,
+        puzzle_lr=0.8,
+        puzzle_weight_decay=0.9,
+    )
     adam, muon, sign = (o.param_groups[0] for o in make_optimizers(Toy(), cfg))
     assert (adam["lr"], adam["weight_decay"], adam["betas"]) == (0.1, 0.2, (0.3, 0.4))
-    assert (muon["lr"], muon["weight_decay"], muon["momentum"], muon["ns_steps"], muon["nesterov"]) == (0.5, 0.6, 0.7, 4, True)
+    assert (
+        muon["lr"],
+        muon["weight_decay"],
+        muon["momentum"],
+        muon["ns_steps"],
+        muon["nesterov"],
+    ) == (0.5, 0.6, 0.7, 4, True)
     assert (sign["lr"], sign["weight_decay"]) == (0.8, 0.9)
 
 
 def test_rates_are_shares_of_the_full_rate():
-    optimizers = make_optimizers(Toy(), TrainConfig(optimizer="muon", lr=0.1, muon_lr=0.5, puzzle_lr=0.8))
+    optimizers = make_optimizers(
+        Toy(), TrainConfig(optimizer="muon", lr=0.1, muon_lr=0.5, puzzle_lr=0.8)
+    )
     for share in (0.5, 0.25, 1.0):  # not cumulative
         set_rates(optimizers, share)
-        assert [o.param_groups[0]["lr"] for o in optimizers] == [0.1 * share, 0.5 * share, 0.8 * share]
+        assert [o.param_groups[0]["lr"] for o in optimizers] == [
+            0.1 * share,
+            0.5 * share,
+            0.8 * share,
+        ]
 
 
 def test_the_schedule_warms_up_linearly_and_ends_at_its_floor():
@@ -212,13 +279,18 @@ def test_the_schedule_warms_up_linearly_and_ends_at_its_floor():
     cosine = TrainConfig(warmup=4, steps=20, schedule="cosine", lr_floor=0.1)
     assert [schedule(cosine, s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
     for s in (4, 8, 12, 16, 20):
-        assert schedule(cosine, s) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * (s - 4) / 16)) / 2)
-    assert schedule(cosine, 12) == pytest.approx(0.55) and schedule(cosine, 20) == pytest.approx(0.1) == schedule(cosine, 25)
+        assert schedule(cosine, s) == pytest.approx(
+            0.1 + 0.9 * (1 + math.cos(math.pi * (s - 4) / 16)) / 2
+        )
+    assert schedule(cosine, 12) == pytest.approx(0.55) and schedule(cosine, 20) == pytest.approx(
+        0.1
+    ) == schedule(cosine, 25)
     falling = [schedule(cosine, s) for s in range(4, 21)]
     assert falling == sorted(falling, reverse=True)
 
 
 # ---------------------------------------------------------------- GrokFast
+
 
 def filtered(kind: str, grads: list[float], **settings) -> list[float]:
     f, out = GrokFast(kind, **settings), []
@@ -261,22 +333,30 @@ def test_ema_amplifies_slow_gradients_and_highpass_fast_ones(alpha, lamb):
     assert gain("ema", 0.0, **settings) == pytest.approx(1 + lamb)
     assert gain("ema", math.pi, **settings) == pytest.approx(1 + lamb * nyquist, rel=1e-6)
     assert gain("highpass", 0.0, **settings) == pytest.approx(1)
-    assert gain("highpass", math.pi, **settings) == pytest.approx(1 + lamb * (1 - nyquist), rel=1e-6)
+    assert gain("highpass", math.pi, **settings) == pytest.approx(
+        1 + lamb * (1 - nyquist), rel=1e-6
+    )
     for omega in (0.1, 1.0):
         mean = (1 - alpha) / (1 - alpha * cmath.exp(-1j * omega))
         assert gain("ema", omega, **settings) == pytest.approx(abs(1 + lamb * mean), rel=1e-6)
-        assert gain("highpass", omega, **settings) == pytest.approx(abs(1 + lamb * (1 - mean)), rel=1e-6)
+        assert gain("highpass", omega, **settings) == pytest.approx(
+            abs(1 + lamb * (1 - mean)), rel=1e-6
+        )
 
 
 def test_ma_amplifies_slow_gradients():
     for window in (4, 5):
         assert gain("ma", 0.0, lamb=2.0, window=window) == pytest.approx(3)
-        assert gain("ma", math.pi, lamb=2.0, window=window) == pytest.approx(1 + 2 * (window % 2) / window)
+        assert gain("ma", math.pi, lamb=2.0, window=window) == pytest.approx(
+            1 + 2 * (window % 2) / window
+        )
 
 
 @pytest.mark.parametrize("kind", ["ema", "ma", "highpass"])
 def test_a_filter_continues_from_its_state_dict_to_the_same_bits(kind, tmp_path):
-    def grads(t): return [torch.sin(torch.arange(4.0) + t), torch.cos(torch.ones(2, 2) * t)]
+    def grads(t):
+        return [torch.sin(torch.arange(4.0) + t), torch.cos(torch.ones(2, 2) * t)]
+
     whole, first, second = (GrokFast(kind, 0.9, 2.0, 3) for _ in range(3))
     for t in range(5):
         a, b = grads(t), grads(t)
@@ -300,6 +380,7 @@ def test_a_filter_keeps_no_reference_to_the_gradients_it_saw():
 
 
 # ---------------------------------------------------------------- the averaged weights
+
 
 @pytest.mark.parametrize("warmup", [False, True])
 def test_the_ema_of_weights_equals_a_scalar_loop(warmup):
@@ -329,6 +410,7 @@ def test_the_warm_up_of_the_ema_ends_at_the_full_decay():
 
 # ---------------------------------------------------------------- what the training loop does with each key
 
+
 class Recorder(torch.optim.Optimizer):
     """Keeps the gradients it is handed and moves nothing, so runs that differ in a filter see the same raw gradients."""
 
@@ -337,7 +419,11 @@ class Recorder(torch.optim.Optimizer):
         self.seen = []
 
     def step(self, closure=None):
-        self.seen.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]).clone())
+        self.seen.append(
+            torch.cat(
+                [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+            ).clone()
+        )
 
 
 def gradients(folder, monkeypatch, **keys) -> list[torch.Tensor]:
@@ -354,7 +440,10 @@ def gradients(folder, monkeypatch, **keys) -> list[torch.Tensor]:
 
 
 def test_clip_bounds_the_norm_of_all_gradients(tmp_path, monkeypatch):
-    free, cut = gradients(tmp_path / "a", monkeypatch), gradients(tmp_path / "b", monkeypatch, clip=0.5)
+    free, cut = (
+        gradients(tmp_path / "a", monkeypatch),
+        gradients(tmp_path / "b", monkeypatch, clip=0.5),
+    )
     assert min(g.norm() for g in free) > 0.6
     for a, b in zip(free, cut, strict=True):
         torch.testing.assert_close(b, a * 0.5 / a.norm(), rtol=1e-4, atol=1e-7)
@@ -370,7 +459,7 @@ def test_the_loop_filters_with_the_configured_numbers_before_it_clips(kind, tmp_
         mu, seen = None, gradients(tmp_path / name, monkeypatch, clip=clip, **keys)
         for t, (g, ours) in enumerate(zip(raw, seen, strict=True)):
             mu = g if mu is None else 0.7 * mu + 0.3 * g
-            window = sum(raw[t - 2:t + 1]) / 3 if t >= 2 else 0 * g
+            window = sum(raw[t - 2 : t + 1]) / 3 if t >= 2 else 0 * g
             expected = g + 1.5 * {"ema": mu, "highpass": g - mu, "ma": window}[kind]
             if clip:
                 expected = expected * 0.5 / expected.norm()
@@ -379,7 +468,9 @@ def test_the_loop_filters_with_the_configured_numbers_before_it_clips(kind, tmp_
 
 def test_grokfast_numbers_are_dead_without_a_filter(tmp_path, monkeypatch):
     raw = gradients(tmp_path / "a", monkeypatch)
-    other = gradients(tmp_path / "b", monkeypatch, grokfast_alpha=0.5, grokfast_lambda=9.0, grokfast_window=2)
+    other = gradients(
+        tmp_path / "b", monkeypatch, grokfast_alpha=0.5, grokfast_lambda=9.0, grokfast_window=2
+    )
     assert all(torch.equal(a, b) for a, b in zip(raw, other, strict=True))
 
 
@@ -405,30 +496,57 @@ def test_batch_size_is_the_number_of_slots(tmp_path):
 
 def test_accumulate_is_the_number_of_pieces(tmp_path, monkeypatch):
     sizes, step = [], TRM.step
-    monkeypatch.setattr(TRM, "step", lambda net, carry, **k: (net.training and sizes.append(len(carry.steps)), step(net, carry, **k))[1])
+    monkeypatch.setattr(
+        TRM,
+        "step",
+        lambda net, carry, **k: (
+            net.training and sizes.append(len(carry.steps)),
+            step(net, carry, **k),
+        )[1],
+    )
     tiny.run(tmp_path, train={"batch_size": 6, "accumulate": 3, "steps": 2})
     assert sizes == [2] * 6
 
 
 def test_stagger_lets_slots_take_new_examples_in_turn(tmp_path, monkeypatch):
     seen, step = [], TRM.step
-    monkeypatch.setattr(TRM, "step", lambda net, carry, **k: (net.training and seen.append(carry.steps.tolist()), step(net, carry, **k))[1])
+    monkeypatch.setattr(
+        TRM,
+        "step",
+        lambda net, carry, **k: (
+            net.training and seen.append(carry.steps.tolist()),
+            step(net, carry, **k),
+        )[1],
+    )
     for stagger in (False, True):
-        tiny.run(tmp_path / str(stagger), model={"halting": False, "n_sup": 3}, train={"stagger": stagger, "batch_size": 5, "steps": 7})
+        tiny.run(
+            tmp_path / str(stagger),
+            model={"halting": False, "n_sup": 3},
+            train={"stagger": stagger, "batch_size": 5, "steps": 7},
+        )
     together, in_turn = seen[:7], seen[7:]
     assert together == [[i % 3] * 5 for i in range(7)]
     assert in_turn == [[0] * 5] + [[(i + slot) % 3 for slot in range(5)] for i in range(1, 7)]
 
 
 def test_ranks_stagger_as_one_process_does(tmp_path):
-    cfg = tiny.config(model={"halting": False, "n_sup": 3}, train={"stagger": True, "batch_size": 4})
+    cfg = tiny.config(
+        model={"halting": False, "n_sup": 3}, train={"stagger": True, "batch_size": 4}
+    )
     ds = data.load(cfg.data, cfg.arc)
-    run = training.make_run(cfg, tmp_path, make_world(cfg.train), Shape(**ds.shape), ds.held_out_tasks())
+    run = training.make_run(
+        cfg, tmp_path, make_world(cfg.train), Shape(**ds.shape), ds.held_out_tasks()
+    )
     run.world = dataclasses.replace(run.world, rank=1)
     feed = data.batches(ds, cfg.data, 4, cfg.seed, 0)
     training.train_step(run, feed)
     feed.close()
-    assert run.carry.steps.tolist() == [2, 3, 1, 2] and run.carry.halted.tolist() == [False, True, False, False]  # slots 4 to 7
+    assert run.carry.steps.tolist() == [2, 3, 1, 2] and run.carry.halted.tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]  # slots 4 to 7
 
 
 def test_steps_log_every_and_eval_every_say_when(tmp_path):
@@ -436,7 +554,9 @@ def test_steps_log_every_and_eval_every_say_when(tmp_path):
     assert [line["step"] for line in tiny.lines(tmp_path / "a", "train")] == [3, 6, 7]
     assert [line["step"] for line in tiny.lines(tmp_path / "a", "val")] == [2, 4, 6, 7]
     tiny.run(tmp_path / "b", train={"steps": 20, "eval_every": 0})
-    assert [line["step"] for line in tiny.lines(tmp_path / "b", "val")] == list(range(2, 21, 2))  # ten per run
+    assert [line["step"] for line in tiny.lines(tmp_path / "b", "val")] == list(
+        range(2, 21, 2)
+    )  # ten per run
     assert tiny.checkpoint(tmp_path / "b")["step"] == 20
 
 
@@ -445,29 +565,47 @@ def test_log_every_does_not_move_the_weights(tmp_path):
         tiny.run(tmp_path / str(every), train={"log_every": every})
     one, four = (tiny.checkpoint(tmp_path / name) for name in "14")
     assert tiny.differences(one["net"], four["net"]) == []
-    means = [sum(line["loss"] for line in tiny.lines(tmp_path / "1", "train")[:4]) / 4, tiny.lines(tmp_path / "4", "train")[0]["loss"]]
+    means = [
+        sum(line["loss"] for line in tiny.lines(tmp_path / "1", "train")[:4]) / 4,
+        tiny.lines(tmp_path / "4", "train")[0]["loss"],
+    ]
     assert means[1] == pytest.approx(means[0], abs=2e-6)
 
 
 def test_eval_steps_is_the_length_of_the_curve(tmp_path):
     for steps, expected in ((0, 3), (2, 2), (5, 5)):
         summary = tiny.run(tmp_path / str(steps), train={"eval_steps": steps, "steps": 5})
-        assert len(summary["test"]["curve"]) == len(tiny.lines(tmp_path / str(steps), "val")[0]["curve"]) == expected
+        assert (
+            len(summary["test"]["curve"])
+            == len(tiny.lines(tmp_path / str(steps), "val")[0]["curve"])
+            == expected
+        )
         assert summary["test"]["steps"] == expected
     assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in "05")) == []
 
 
 def test_eval_average_moves_the_answer_and_nothing_else(tmp_path):
-    one, four = (tiny.run(tmp_path / str(k), train={"eval_average": k, "eval_steps": 4, "eval_every": 10, "batch_size": 32},
-                          data={"test_rows": 200}) for k in (1, 4))
-    assert one["test"]["curve"] == four["test"]["curve"] and one["test_halting"] == four["test_halting"]
+    one, four = (
+        tiny.run(
+            tmp_path / str(k),
+            train={"eval_average": k, "eval_steps": 4, "eval_every": 10, "batch_size": 32},
+            data={"test_rows": 200},
+        )
+        for k in (1, 4)
+    )
+    assert (
+        one["test"]["curve"] == four["test"]["curve"]
+        and one["test_halting"] == four["test_halting"]
+    )
     assert one["test"]["cells"] != four["test"]["cells"]
     assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in "14")) == []
 
 
 def test_ckpt_minutes_is_the_time_between_checkpoints(tmp_path, monkeypatch):
     save, saved = training.save, []
-    monkeypatch.setattr(training, "save", lambda path, state: (saved.append(path.name), save(path, state)))
+    monkeypatch.setattr(
+        training, "save", lambda path, state: (saved.append(path.name), save(path, state))
+    )
     tiny.run(tmp_path / "a", train={"ckpt_minutes": 0.0})
     assert saved.count("ckpt.pt") == 10
     saved.clear()
@@ -503,6 +641,7 @@ def test_patience_counts_validations_without_a_better_one(tmp_path, monkeypatch)
 
 # ---------------------------------------------------------------- the host
 
+
 def test_device_and_dtype_choose_where_and_in_what_to_compute(monkeypatch):
     assert make_world(TrainConfig(device="cpu")).device.type == "cpu"
     for dtype in ("float32", "bfloat16"):
@@ -515,7 +654,10 @@ def test_device_and_dtype_choose_where_and_in_what_to_compute(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert make_world(TrainConfig(device="auto")).device.type == "cpu"
     for device in ("cuda", "mps"):
-        with pytest.raises(UserError, match=f"^train.device = '{device}', but this machine has none; use --train.device=auto$"):
+        with pytest.raises(
+            UserError,
+            match=f"^train.device = '{device}', but this machine has none; use --train.device=auto$",
+        ):
             make_world(TrainConfig(device=device))
 
 
@@ -523,14 +665,19 @@ def test_dtype_moves_the_activations_and_not_the_weights(tmp_path):
     for dtype in ("float32", "bfloat16"):
         tiny.run(tmp_path / dtype, train={"dtype": dtype, "steps": 2})
     fp32, bf16 = (tiny.checkpoint(tmp_path / dtype) for dtype in ("float32", "bfloat16"))
-    assert fp32["processes"][0]["carry"]["y"].dtype == torch.float32 and bf16["processes"][0]["carry"]["y"].dtype == torch.bfloat16
+    assert (
+        fp32["processes"][0]["carry"]["y"].dtype == torch.float32
+        and bf16["processes"][0]["carry"]["y"].dtype == torch.bfloat16
+    )
     assert {v.dtype for v in bf16["net"].values()} == {torch.float32}
     assert tiny.differences(fp32["net"], bf16["net"]) != []
 
 
 def test_compile_compiles_the_recursive_net_and_its_averaged_twin(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compiled.append(type(module).__name__))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda module, **options: compiled.append(type(module).__name__)
+    )
     tiny.run(tmp_path / "on", train={"compile": "on", "steps": 1}, model={"two_nets": True})
     assert compiled == ["Net"] * 4
     compiled.clear()
@@ -569,8 +716,12 @@ def test_wandb_hears_every_line_and_the_summary(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     summary = tiny.run(tmp_path / "seed0", train={"wandb": "mazes"})
     assert heard.started["project"] == "mazes" and heard.started["config"]["train.wandb"] == "mazes"
-    assert [step for step, _ in heard.lines] == [line["step"] for line in tiny.lines(tmp_path / "seed0")]
-    assert heard.lines[0][1]["train/loss"] == pytest.approx(tiny.lines(tmp_path / "seed0", "train")[0]["loss"], abs=1e-6)
+    assert [step for step, _ in heard.lines] == [
+        line["step"] for line in tiny.lines(tmp_path / "seed0")
+    ]
+    assert heard.lines[0][1]["train/loss"] == pytest.approx(
+        tiny.lines(tmp_path / "seed0", "train")[0]["loss"], abs=1e-6
+    )
     assert heard.summary["test/exact"] == summary["test"]["exact"] and heard.finished == 1
 
 
@@ -603,23 +754,52 @@ ELSEWHERE = {  # keys whose rows are tests of their own, above
 
 
 def test_every_training_key_has_a_row():
-    assert {row[0] for row in UPDATES} | ELSEWHERE.keys() == {f.name for f in dataclasses.fields(TrainConfig)}
-    covered = {"grokfast": {"none", "ema", "ma", "highpass"}, "device": {"auto", "cpu", "cuda", "mps"}, "compile": {"auto", "on", "off"},
-               "dtype": {"auto", "float32", "bfloat16"}}
+    assert {row[0] for row in UPDATES} | ELSEWHERE.keys() == {
+        f.name for f in dataclasses.fields(TrainConfig)
+    }
+    covered = {
+        "grokfast": {"none", "ema", "ma", "highpass"},
+        "device": {"auto", "cpu", "cuda", "mps"},
+        "compile": {"auto", "on", "off"},
+        "dtype": {"auto", "float32", "bfloat16"},
+    }
     for key, choices in CHOICES.items():
-        rows = covered.get(key) or {row[1] for row in UPDATES if row[0] == key} | {getattr(TrainConfig(), key)}
+        rows = covered.get(key) or {row[1] for row in UPDATES if row[0] == key} | {
+            getattr(TrainConfig(), key)
+        }
         assert rows == set(choices), f"a choice of {key} without a row"
 
 
 def test_impossible_training_values_are_named():
-    def problems(**keys): return [key for key, _ in TrainConfig(**keys).problems()]
+    def problems(**keys):
+        return [key for key, _ in TrainConfig(**keys).problems()]
+
     assert problems() == []
-    for key in ("steps", "batch_size", "accumulate", "log_every", "grokfast_window", "muon_iterations", "eval_average"):
+    for key in (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "log_every",
+        "grokfast_window",
+        "muon_iterations",
+        "eval_average",
+    ):
         assert key in problems(**{key: 0})
     for key in ("lr", "muon_lr", "puzzle_lr"):
         assert problems(**{key: 0.0}) == [key]
-    for key in ("weight_decay", "muon_weight_decay", "puzzle_weight_decay", "warmup", "clip", "eval_every", "eval_steps", "patience",
-                "ckpt_minutes", "threads", "grokfast_lambda"):
+    for key in (
+        "weight_decay",
+        "muon_weight_decay",
+        "puzzle_weight_decay",
+        "warmup",
+        "clip",
+        "eval_every",
+        "eval_steps",
+        "patience",
+        "ckpt_minutes",
+        "threads",
+        "grokfast_lambda",
+    ):
         assert problems(**{key: -1}) == [key]
     for key in ("beta1", "beta2", "muon_momentum", "ema", "grokfast_alpha"):
         assert problems(**{key: 1.0}) == [key] == problems(**{key: -0.1})

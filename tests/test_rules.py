@@ -19,26 +19,76 @@ from train import Config
 SWEEPS = tiny.ROOT / "sweeps"
 
 
-def fake(folder: Path, exact: float, seed: int = 0, cells: float = 0.95, steps: int = 1000, half: float | None = None, warmup: int = 100, **figures):
+def fake(
+    folder: Path,
+    exact: float,
+    seed: int = 0,
+    cells: float = 0.95,
+    steps: int = 1000,
+    half: float | None = None,
+    warmup: int = 100,
+    **figures,
+):
     """A finished ARC run: exact rises to `half` at half of the steps and on to `exact`."""
     folder.mkdir(parents=True)
-    cfg = build(Config, merge(tiny.ENTRY, merge(ARC, {"train": {"steps": steps, "warmup": warmup}})) | {"seed": seed})
+    cfg = build(
+        Config,
+        merge(tiny.ENTRY, merge(ARC, {"train": {"steps": steps, "warmup": warmup}}))
+        | {"seed": seed},
+    )
     (folder / "config.toml").write_text(to_toml(cfg, "sweeps/x.toml"))
     half = exact / 2 if half is None else half
     lines = []
     for step in range(10, steps + 1, 10):
         at = step / steps
         e = 2 * at * half if at <= 0.5 else half + (exact - half) * min(1, (at - 0.5) / 0.4)
-        lines.append({"step": step, "split": "train", "loss": figures.get("loss", 0.1) * (1 + figures.get("noise", 0) * (-1) ** (step // 10)), "exact": e, "cells": cells,
-                      "halted": 16, "encoder_variance": 0.4, "encoder_gradient": 0.3, "encoder_gradient_share": 0.4, "encoder_carry_rms": 1.0,
-                      "encoder_carry_change": 0.1, **{k: v for k, v in figures.items() if k.startswith("encoder")}})
+        lines.append(
+            {
+                "step": step,
+                "split": "train",
+                "loss": figures.get("loss", 0.1)
+                * (1 + figures.get("noise", 0) * (-1) ** (step // 10)),
+                "exact": e,
+                "cells": cells,
+                "halted": 16,
+                "encoder_variance": 0.4,
+                "encoder_gradient": 0.3,
+                "encoder_gradient_share": 0.4,
+                "encoder_carry_rms": 1.0,
+                "encoder_carry_change": 0.1,
+                **{k: v for k, v in figures.items() if k.startswith("encoder")},
+            }
+        )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    side = {"exact": exact, "cells": cells, "n": 40, "copy_cells": 0.6, "context": {"true": exact, "shuffled": 0.1, "zero": 0.0}}
+    side = {
+        "exact": exact,
+        "cells": cells,
+        "n": 40,
+        "copy_cells": 0.6,
+        "context": {"true": exact, "shuffled": 0.1, "zero": 0.0},
+    }
     test = {"exact": exact, "cells": cells, "steps": 2.0, "n": 40, "curve": [exact]}
-    (folder / "summary.json").write_text(json.dumps({
-        "entry": "x", "seed": seed, "task": "arc", "test": test, "test_halting": test, "baseline": {"exact": 0.0, "cells": 0.6}, "parameters": 5, "depth": 4, "steps": steps,
-        "flop": 0, "test_puzzles": "p", "hardware": "1 x CPU, 1 thread(s)", "seconds": {"train": 9.0, "train_cpu": 9.0, "validation": 1.0, "test": 1.0}, "data": {"rows": {}},
-        "arc": {"train": side, "test": side}}))
+    (folder / "summary.json").write_text(
+        json.dumps(
+            {
+                "entry": "x",
+                "seed": seed,
+                "task": "arc",
+                "test": test,
+                "test_halting": test,
+                "baseline": {"exact": 0.0, "cells": 0.6},
+                "parameters": 5,
+                "depth": 4,
+                "steps": steps,
+                "flop": 0,
+                "test_puzzles": "p",
+                "hardware": "1 x CPU, 1 thread(s)",
+                "seconds": {"train": 9.0, "train_cpu": 9.0, "validation": 1.0, "test": 1.0},
+                "data": {"rows": {}},
+                "arc": {"train": side, "test": side},
+            }
+        )
+    )
     return folder
 
 
@@ -61,10 +111,19 @@ DEBUG = [  # figures, rules that fire, entries to run next
     ({"E0v2": 0.96, "E1v2": 0.93, "E_diag1": 0.5}, {"R3.1", "R3.6"}, []),
     ({"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.5}, {"R3.2", "R3.6"}, []),
     ({"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92}, {"R3.3", "R3.6"}, rules.PHASE3),
-    ({"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92, **FIXES, "E5_grad_clip": 0.97}, {"R3.3", "R3.4", "R3.6"}, []),
-    ({"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92, **FIXES, "E6_combined": 0.97}, {"R3.3", "R3.4", "R3.6", "R3.8"}, []),
+    (
+        {"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92, **FIXES, "E5_grad_clip": 0.97},
+        {"R3.3", "R3.4", "R3.6"},
+        [],
+    ),
+    (
+        {"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92, **FIXES, "E6_combined": 0.97},
+        {"R3.3", "R3.4", "R3.6", "R3.8"},
+        [],
+    ),
     ({"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92, **FIXES}, {"R3.3", "R3.5", "R3.6"}, rules.PHASE2),
-    ({"E0v2": 0.96, "E1v2": 0.3, "E_diag1": 0.92}, {"R3.3", "R3.6", "R3.7"}, rules.PHASE3)]
+    ({"E0v2": 0.96, "E1v2": 0.3, "E_diag1": 0.92}, {"R3.3", "R3.6", "R3.7"}, rules.PHASE3),
+]
 
 
 @pytest.mark.parametrize("figures, expected, then", DEBUG, ids=range(len(DEBUG)))
@@ -75,17 +134,29 @@ def test_the_tree_of_document_003(figures, expected, then, tmp_path):
 
 def test_what_is_not_known_is_open_and_asks_for_its_entries(tmp_path):
     found = rules.debug_rules(cells(tmp_path, {"E0v2": 0.96}))
-    assert {v.rule for v in found if v.fired is None} >= {"R3.1", "R3.2", "R3.3"} and not fired(found)
+    assert {v.rule for v in found if v.fired is None} >= {"R3.1", "R3.2", "R3.3"} and not fired(
+        found
+    )
     assert "next   E1v2, E_diag1" in rules.read(analyze.load_runs([tmp_path]))
 
 
 def test_the_last_rule_of_document_003_ends_in_a_redesign(tmp_path):
-    found = rules.debug_rules(cells(tmp_path, {"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92, **FIXES, "E2_lpn": 0.6, "E3_lpn_var": 0.7}))
-    assert next(v for v in found if v.rule == "R3.5").then == "redesign the encoder" and rules.next_entries(found) == []
+    found = rules.debug_rules(
+        cells(
+            tmp_path,
+            {"E0v2": 0.96, "E1v2": 0.6, "E_diag1": 0.92, **FIXES, "E2_lpn": 0.6, "E3_lpn_var": 0.7},
+        )
+    )
+    assert (
+        next(v for v in found if v.rule == "R3.5").then == "redesign the encoder"
+        and rules.next_entries(found) == []
+    )
     assert next(v for v in found if v.rule == "R3.6").then == "grade: partial"
 
 
-@pytest.mark.parametrize("exact, grade", [(0.95, "minimal"), (0.85, "good"), (0.6, "partial"), (0.4, "fail")])
+@pytest.mark.parametrize(
+    "exact, grade", [(0.95, "minimal"), (0.85, "good"), (0.6, "partial"), (0.4, "fail")]
+)
 def test_grades(exact, grade, tmp_path):
     found = rules.debug_rules(cells(tmp_path, {"E0v2": 0.96, "E1v2": exact, "E_diag1": 0.99}))
     assert grade in next(v for v in found if v.rule == "R3.6").then
@@ -95,18 +166,27 @@ def test_grades(exact, grade, tmp_path):
 
 THREE = [0.93, 0.95, 0.94]
 RECURRENT = [
-    ({"E0a": 0.90, "E0b": 0.95}, {}, {"R2.0", "R2.4"}, "helps"), ({"E0a": 0.905, "E0b": 0.91}, {}, {"R2.0", "R2.4"}, "no difference"),
-    ({"E0a": 0.95, "E0b": 0.70}, {}, {"R2.1", "R2.4", "R2.7"}, "hurts"), ({"E0a": 0.95, "E0b": 0.86}, {}, {"R2.2", "R2.4", "R2.7"}, "behind"),
+    ({"E0a": 0.90, "E0b": 0.95}, {}, {"R2.0", "R2.4"}, "helps"),
+    ({"E0a": 0.905, "E0b": 0.91}, {}, {"R2.0", "R2.4"}, "no difference"),
+    ({"E0a": 0.95, "E0b": 0.70}, {}, {"R2.1", "R2.4", "R2.7"}, "hurts"),
+    ({"E0a": 0.95, "E0b": 0.86}, {}, {"R2.2", "R2.4", "R2.7"}, "behind"),
     ({"E0a": 0.95, "E0b": 0.40}, {}, {"R2.1", "R2.4", "R2.5", "R2.7"}, "hurts"),
     ({"E0a": 0.85, "E0b": 0.95}, {"encoder_gradient": 0.0}, {"R2.0", "R2.4", "R2.5"}, "helps"),
-    ({"E0a": 0.85, "E0b": 0.95}, {"encoder_carry_rms": 20.0}, {"R2.0", "R2.4", "R2.6"}, "helps")]
+    ({"E0a": 0.85, "E0b": 0.95}, {"encoder_carry_rms": 20.0}, {"R2.0", "R2.4", "R2.6"}, "helps"),
+]
 
 
 @pytest.mark.parametrize("figures, keys, expected, word", RECURRENT, ids=range(len(RECURRENT)))
 def test_the_tree_of_document_002(figures, keys, expected, word, tmp_path):
     found = rules.recurrent_rules(cells(tmp_path, figures, **keys))
-    assert fired(found) - {"R2.3"} == expected and word in next(v for v in found if v.rule == "R2.4").then
-    assert {v.rule for v in found if v.fired is None} == {"R2.8", "R2.9"}  # one seed says nothing about others
+    assert (
+        fired(found) - {"R2.3"} == expected
+        and word in next(v for v in found if v.rule == "R2.4").then
+    )
+    assert {v.rule for v in found if v.fired is None} == {
+        "R2.8",
+        "R2.9",
+    }  # one seed says nothing about others
 
 
 def test_recurrence_is_judged_by_its_interval_over_seeds(tmp_path):
@@ -121,7 +201,9 @@ def test_recurrence_is_judged_by_its_interval_over_seeds(tmp_path):
 
 def test_slower_recurrence_is_named(tmp_path):
     fake(tmp_path / "E0a/seed0", 0.95, half=0.95), fake(tmp_path / "E0b/seed0", 0.95)
-    found = {v.rule: v for v in rules.recurrent_rules(rules.cells_of(analyze.load_runs([tmp_path])))}
+    found = {
+        v.rule: v for v in rules.recurrent_rules(rules.cells_of(analyze.load_runs([tmp_path])))
+    }
     assert found["R2.3"].fired and "overhead" in found["R2.3"].then
 
 
@@ -135,9 +217,14 @@ def test_cells_are_judged_apart_from_exact_and_beside_what_copying_gets(tmp_path
 
 # ---------------------------------------------------------------- figures
 
+
 def test_figures_are_means_over_late_lines_and_seeds(tmp_path):
     found = cells(tmp_path, {"E0v2": [0.8, 1.0]})["E0v2"]
-    assert found.e == pytest.approx(0.9) and found.late["exact"] == pytest.approx([0.8, 1.0]) and found.a == pytest.approx(0.95)
+    assert (
+        found.e == pytest.approx(0.9)
+        and found.late["exact"] == pytest.approx([0.8, 1.0])
+        and found.a == pytest.approx(0.95)
+    )
     fake(tmp_path / "E1v2/seed0", 0.89)
     path = tmp_path / "E1v2/seed0/metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -145,43 +232,83 @@ def test_figures_are_means_over_late_lines_and_seeds(tmp_path):
     del lines[-2]["exact"], lines[-2]["cells"]  # none halted
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
     late = rules.figures_of(tmp_path / "E1v2/seed0")
-    assert late["exact"] == pytest.approx(0.89 * 8 * 16 / (8 * 16 + 1), rel=1e-3) and late["half"] == pytest.approx(0.41, abs=0.02)
+    assert late["exact"] == pytest.approx(0.89 * 8 * 16 / (8 * 16 + 1), rel=1e-3) and late[
+        "half"
+    ] == pytest.approx(0.41, abs=0.02)
     assert 800 < late["t80"] < 1000 and late["t90"] == math.inf
     text = rules.read(analyze.load_runs([tmp_path]))
     assert "(80.0 % to 100.0 %)" in text and "n = 2 x 40" in text and "n = 1 x 40" in text
 
 
 def test_other_budgets_and_configurations_are_pointed_out(tmp_path):
-    fake(tmp_path / "E0v2/seed0", 0.9), fake(tmp_path / "E1v2/seed0", 0.9, steps=500), fake(tmp_path / "E1v2/seed1", 0.2, seed=1, steps=600)
+    (
+        fake(tmp_path / "E0v2/seed0", 0.9),
+        fake(tmp_path / "E1v2/seed0", 0.9, steps=500),
+        fake(tmp_path / "E1v2/seed1", 0.2, seed=1, steps=600),
+    )
     fake(tmp_path / "E_diag1/seed0", 0.9, warmup=200)
     text = rules.read(analyze.load_runs([tmp_path]))
-    assert "unequal steps" in text and "E1v2: 1 run(s) of another configuration" in text and "E_diag1: its warm-up is more than a tenth" in text
+    assert (
+        "unequal steps" in text
+        and "E1v2: 1 run(s) of another configuration" in text
+        and "E_diag1: its warm-up is more than a tenth" in text
+    )
 
 
 def test_asking_any_pair_is_asking_all():
     def warnings(mode, targets):
         other = {"arc.mode": "embed", "arc.targets": "all"}
-        return [*rules.unmatched({"E1v2": rules.Cell("E1v2", configs=[{"arc.mode": mode, "arc.targets": targets}]), "E0v2": rules.Cell("E0v2", configs=[other])})]
+        return [
+            *rules.unmatched(
+                {
+                    "E1v2": rules.Cell(
+                        "E1v2", configs=[{"arc.mode": mode, "arc.targets": targets}]
+                    ),
+                    "E0v2": rules.Cell("E0v2", configs=[other]),
+                }
+            )
+        ]
 
-    assert warnings("loo", "queries") == [] and "unequal target pairs" in warnings("fewshot", "queries")[0]
+    assert (
+        warnings("loo", "queries") == []
+        and "unequal target pairs" in warnings("fewshot", "queries")[0]
+    )
 
 
 def test_analyze_prints_the_rules_and_draws(tmp_path, capsys):
     fake(tmp_path / "runs/E1v2/seed0", 0.9), fake(tmp_path / "runs/E0v2/seed0", 0.96)
     g = np.random.default_rng(0)
     labels = g.integers(2, 12, (7, 9))
-    np.savez(tmp_path / "runs/E1v2/seed0/answers.npz", test_inputs=labels, test_labels=np.where(labels > 10, -100, labels), test_answers=np.maximum(labels - (labels == 5), 2))
+    np.savez(
+        tmp_path / "runs/E1v2/seed0/answers.npz",
+        test_inputs=labels,
+        test_labels=np.where(labels > 10, -100, labels),
+        test_answers=np.maximum(labels - (labels == 5), 2),
+    )
     part = {"0": {"exact": 0.1}, "1": {"exact": 0.5}}
-    (tmp_path / "runs/E1v2/seed0/probes.json").write_text(json.dumps({"demos": {"train": part, "test": part}}))
+    (tmp_path / "runs/E1v2/seed0/probes.json").write_text(
+        json.dumps({"demos": {"train": part, "test": part}})
+    )
     assert analyze.main(["--rules", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
-    assert "R3.1  FIRED" in text and "success" in text and (tmp_path / "out/rules.md").read_text() in text
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"rules.md", "arc_curves.png", "arc_health.png", "arc_demos.png", "arc_grids_E1v2.png"}
+    assert (
+        "R3.1  FIRED" in text
+        and "success" in text
+        and (tmp_path / "out/rules.md").read_text() in text
+    )
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "rules.md",
+        "arc_curves.png",
+        "arc_health.png",
+        "arc_demos.png",
+        "arc_grids_E1v2.png",
+    }
     assert arc_plots.TOKENS.N == 12
 
 
 def test_rules_without_arc_runs_are_one_sentence(tmp_path, capsys):
     from test_analyze import fake as other
+
     other(tmp_path / "runs/maze/seed0")
     assert analyze.main(["--rules", str(tmp_path / "runs")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -189,34 +316,43 @@ def test_rules_without_arc_runs_are_one_sentence(tmp_path, capsys):
 
 def test_older_runs_of_other_tasks_lack_the_tables_and_are_seeds_of_the_same_entry(tmp_path):
     from test_analyze import fake as other
+
     for seed in (0, 1):
         path = other(tmp_path / f"runs/maze/seed{seed}", 0.9, seed=seed) / "config.toml"
         text = path.read_text()
         assert "[arc]" in text and "[encoder]" in text
         if seed:
             path.write_text(text[: text.index("[plan]")])
-    group, = analyze.group(analyze.load_runs([tmp_path / "runs"]))
+    (group,) = analyze.group(analyze.load_runs([tmp_path / "runs"]))
     assert len(group.runs) == 2 and group.name == "maze"
 
 
 def test_analyze_needs_no_torch_for_rules():
     import subprocess
     import sys
+
     code = "import analyze, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT).returncode == 0
 
 
 # ---------------------------------------------------------------- entries
 
+
 def load(path: str) -> Config:
     return load_config(Config, SWEEPS / path, {})
 
 
 def test_every_entry_of_the_documents_is_there():
-    assert {f"{n}.toml" for n in rules.DEBUG} <= {p.name for p in (SWEEPS / "encoders_debug").iterdir()}
-    assert {f"{n}.toml" for n in rules.RECURRENT} <= {p.name for p in (SWEEPS / "recurrent").iterdir()}
+    assert {f"{n}.toml" for n in rules.DEBUG} <= {
+        p.name for p in (SWEEPS / "encoders_debug").iterdir()
+    }
+    assert {f"{n}.toml" for n in rules.RECURRENT} <= {
+        p.name for p in (SWEEPS / "recurrent").iterdir()
+    }
     assert not any((SWEEPS / "recurrent" / f"{n}.toml").exists() for n in rules.SAME)
-    assert {f"arc_{n}.toml" for n in ("E0v2", "E1v2", "E_diag1", "E0a", "E0b")} <= {p.name for p in (SWEEPS / "laptop").iterdir()}
+    assert {f"arc_{n}.toml" for n in ("E0v2", "E1v2", "E_diag1", "E0a", "E0b")} <= {
+        p.name for p in (SWEEPS / "laptop").iterdir()
+    }
 
 
 def test_sweeps_have_equal_budgets_and_short_warm_ups():
@@ -225,30 +361,75 @@ def test_sweeps_have_equal_budgets_and_short_warm_ups():
             cfg = load(f"{folder}/{path.name}")
             assert cfg.train.warmup <= 0.1 * cfg.train.steps
             if path.stem != "decoder":
-                assert (cfg.train.steps, cfg.arc.train_tasks, cfg.arc.test_tasks, cfg.arc.val_tasks, cfg.arc.targets) == (steps, 32, 32, 0, "queries"), path
+                assert (
+                    cfg.train.steps,
+                    cfg.arc.train_tasks,
+                    cfg.arc.test_tasks,
+                    cfg.arc.val_tasks,
+                    cfg.arc.targets,
+                ) == (steps, 32, 32, 0, "queries"), path
     for name in ("E0v2", "E1v2", "E_diag1"):
         cfg = load(f"laptop/arc_{name}.toml")
-        assert cfg.train.steps == load("laptop/arc_E1v2.toml").train.steps and cfg.train.warmup <= 0.1 * cfg.train.steps
+        assert (
+            cfg.train.steps == load("laptop/arc_E1v2.toml").train.steps
+            and cfg.train.warmup <= 0.1 * cfg.train.steps
+        )
 
 
-OVERRIDES = {"E_diag1": {"encoder.frozen": True}, "E2_lpn": {"encoder.kind": "lpn_standard", "encoder.layers": 4}, "E4_lower_lr": {"train.lr": 3e-5},
-             "E3_lpn_var": {"encoder.kind": "lpn_variational", "encoder.layers": 4}, "E5_grad_clip": {"train.clip": 1.0},
-             "E7_attention": {"encoder.pooling": "attention"}, "E6_combined": {"encoder.pooling": "attention", "train.lr": 3e-5, "train.clip": 1.0},
-             "E0v2": {"arc.mode": "embed", "encoder.kind": "none"}}
-OVERRIDES_002 = {"E0a": {"encoder.kind": "standard"}, "E1a": {"encoder.layers": 4}, "E1b": {"encoder.layers": 4, "encoder.norm_place": "pre", "train.batch_size": 128},
-                 "E2a": {"model.n_sup": 8}, "E2c": {"model.n_sup": 32}, "E2d": {"model.explore": 0.7}, "E2e": {"model.explore": 0.0}, "E3b": {"train.lr": 5e-5},
-                 "E3c": {"train.lr": 2e-4}, "E3d": {"encoder.lr": 0.5}, "E4a": {"train.batch_size": 128}, "E4c": {"train.batch_size": 512}}
+OVERRIDES = {
+    "E_diag1": {"encoder.frozen": True},
+    "E2_lpn": {"encoder.kind": "lpn_standard", "encoder.layers": 4},
+    "E4_lower_lr": {"train.lr": 3e-5},
+    "E3_lpn_var": {"encoder.kind": "lpn_variational", "encoder.layers": 4},
+    "E5_grad_clip": {"train.clip": 1.0},
+    "E7_attention": {"encoder.pooling": "attention"},
+    "E6_combined": {"encoder.pooling": "attention", "train.lr": 3e-5, "train.clip": 1.0},
+    "E0v2": {"arc.mode": "embed", "encoder.kind": "none"},
+}
+OVERRIDES_002 = {
+    "E0a": {"encoder.kind": "standard"},
+    "E1a": {"encoder.layers": 4},
+    "E1b": {"encoder.layers": 4, "encoder.norm_place": "pre", "train.batch_size": 128},
+    "E2a": {"model.n_sup": 8},
+    "E2c": {"model.n_sup": 32},
+    "E2d": {"model.explore": 0.7},
+    "E2e": {"model.explore": 0.0},
+    "E3b": {"train.lr": 5e-5},
+    "E3c": {"train.lr": 2e-4},
+    "E3d": {"encoder.lr": 0.5},
+    "E4a": {"train.batch_size": 128},
+    "E4c": {"train.batch_size": 512},
+}
 
 
-@pytest.mark.parametrize("folder, base, overrides", [("encoders_debug", "E1v2", OVERRIDES), ("recurrent", "E0b", OVERRIDES_002)])
+@pytest.mark.parametrize(
+    "folder, base, overrides",
+    [("encoders_debug", "E1v2", OVERRIDES), ("recurrent", "E0b", OVERRIDES_002)],
+)
 def test_entries_differ_from_their_base_by_what_the_documents_say(folder, base, overrides):
     from config import flatten
+
     of_base = flatten(load(f"{folder}/{base}.toml"))
     for name, expected in overrides.items():
-        found = {k: v for k, v in flatten(load(f"{folder}/{name}.toml")).items() if of_base[k] != v and k != "hypothesis"}
-        expected = expected | ({"encoder.decoder": of_base["encoder.decoder"]} if name == "E0v2" and of_base["encoder.decoder"] else {})
+        found = {
+            k: v
+            for k, v in flatten(load(f"{folder}/{name}.toml")).items()
+            if of_base[k] != v and k != "hypothesis"
+        }
+        expected = expected | (
+            {"encoder.decoder": of_base["encoder.decoder"]}
+            if name == "E0v2" and of_base["encoder.decoder"]
+            else {}
+        )
         assert found == expected, name
         assert len(read_layers(SWEEPS / folder / f"{name}.toml")) == 2
     b = load("recurrent/E0b.toml")
-    assert (b.encoder.kind, b.model.n_sup, b.model.explore, b.train.clip, b.train.batch_size, b.train.lr) == ("recurrent_standard", 16, 0.5, 1.0, 256, 1e-4)
+    assert (
+        b.encoder.kind,
+        b.model.n_sup,
+        b.model.explore,
+        b.train.clip,
+        b.train.batch_size,
+        b.train.lr,
+    ) == ("recurrent_standard", 16, 0.5, 1.0, 256, 1e-4)
     assert dataclasses.asdict(load("encoders_debug/E1v2.toml").encoder)["kind"] == "standard"

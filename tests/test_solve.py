@@ -25,18 +25,40 @@ def runs(tmp_path_factory):
     root, maze = tmp_path_factory.mktemp("runs"), {"task": "maze", "size": 5, "walls": "perfect"}
     tiny.run(root / "maze", data=maze, model={"mixer": "conv"})
     tiny.run(root / "mlp", data=maze, model={"mixer": "mlp"})
-    tiny.run(root / "learned", data=maze, model={"mixer": "attention", "positions": "learned"}, train={"steps": 1})
+    tiny.run(
+        root / "learned",
+        data=maze,
+        model={"mixer": "attention", "positions": "learned"},
+        train={"steps": 1},
+    )
     tiny.run(root / "rope", data=maze, model=tiny.ATTENTION, train={"steps": 1})
-    tiny.run(root / "random", data=maze, model={"mixer": "conv", "init": "random"}, train={"steps": 1})
+    tiny.run(
+        root / "random", data=maze, model={"mixer": "conv", "init": "random"}, train={"steps": 1}
+    )
     tiny.run(root / "sudoku")
     return root
 
 
 def trace(task, question, answers, label=None):
     """A trace of given answers, written as text."""
-    def tokens(text): return np.array([puzzles.MAZE.index(c) + 1 if task == "maze" else int(c.replace(".", "0")) + 1 for c in text], dtype=np.uint8)
-    return solve.Trace(task, tokens(question), np.stack([tokens(a) for a in answers]), np.linspace(0.1, 0.9, len(answers)),
-                       None if label is None else tokens(label), "" if label else "nobody knows")
+
+    def tokens(text):
+        return np.array(
+            [
+                puzzles.MAZE.index(c) + 1 if task == "maze" else int(c.replace(".", "0")) + 1
+                for c in text
+            ],
+            dtype=np.uint8,
+        )
+
+    return solve.Trace(
+        task,
+        tokens(question),
+        np.stack([tokens(a) for a in answers]),
+        np.linspace(0.1, 0.9, len(answers)),
+        None if label is None else tokens(label),
+        "" if label else "nobody knows",
+    )
 
 
 @pytest.mark.parametrize("name", ["maze", "random", "sudoku"])
@@ -46,7 +68,9 @@ def test_answers_are_those_that_evaluate_scores(runs, name):
     answers = solve.solve(cfg, net, question, steps=3).answers
     for wanted in answers:
         split = data.Split(question[None], wanted[None], cfg.data.size)
-        curve = evaluate(net, split, cfg, World(0, 1, torch.device("cpu"), torch.float32, False))["curve"]
+        curve = evaluate(net, split, cfg, World(0, 1, torch.device("cpu"), torch.float32, False))[
+            "curve"
+        ]
         assert curve == [float((answer == wanted).all()) for answer in answers]
 
 
@@ -59,7 +83,9 @@ def test_the_last_answer_is_averaged_where_evaluation_averages(runs):
         question, _ = solve.draw_puzzle(cfg, seed)
         own, answers = (solve.solve(c, net, question, steps=3).answers for c in (cfg, averaged))
         split = data.Split(question[None], answers[-1:], cfg.data.size)
-        result = evaluate(net, split, averaged, World(0, 1, torch.device("cpu"), torch.float32, False))
+        result = evaluate(
+            net, split, averaged, World(0, 1, torch.device("cpu"), torch.float32, False)
+        )
         assert result["exact"] == 1 and (answers[:-1] == own[:-1]).all()
         differ += (answers[-1] != own[-1]).any()
     assert differ
@@ -68,11 +94,28 @@ def test_the_last_answer_is_averaged_where_evaluation_averages(runs):
 def test_it_prints_grid_verdict_and_halting_and_writes_both_pictures(runs, tmp_path, capsys):
     assert solve.main([str(runs / "maze"), MAZE, "--steps=4", "--out", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
-    for part in "puzzle  maze 5x5, yours", "\nrules   ", "\nlabel   ", "\nsteps   4 used", "|S       ":
+    for part in (
+        "puzzle  maze 5x5, yours",
+        "\nrules   ",
+        "\nlabel   ",
+        "\nsteps   4 used",
+        "|S       ",
+    ):
         assert part in out
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("step ", "halt ", "changed ", "wrong "))}
-    assert rows["step"] == list("1234") and all(len(row) == 4 for row in rows.values()) and len(rows) == 4
-    with Image.open(tmp_path / "new/solved.png") as png, Image.open(tmp_path / "new/solved.gif") as gif:
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in out.splitlines()
+        if line.startswith(("step ", "halt ", "changed ", "wrong "))
+    }
+    assert (
+        rows["step"] == list("1234")
+        and all(len(row) == 4 for row in rows.values())
+        and len(rows) == 4
+    )
+    with (
+        Image.open(tmp_path / "new/solved.png") as png,
+        Image.open(tmp_path / "new/solved.gif") as gif,
+    ):
         assert png.size[0] > 1000 and gif.size[0] > 400
         shown = 0
         for frame in range(gif.n_frames):  # equal frames in a row are merged into a longer one
@@ -81,37 +124,72 @@ def test_it_prints_grid_verdict_and_halting_and_writes_both_pictures(runs, tmp_p
     assert shown == 500 * (2 + 4 + 3)  # question, steps, the last one once more
 
 
-@pytest.mark.parametrize("answer, rules, label", [
-    ("SoG      ", "and none is shorter", "right in all 9 cells"), ("S Go oooo", "but a shorter one exists", "wrong in 6 of 9 cells"),
-    ("SoGo     ", "broken", "wrong in 1 of 9 cells"), ("SoG #    ", "broken", "wrong in 1 of 9 cells")])
+@pytest.mark.parametrize(
+    "answer, rules, label",
+    [
+        ("SoG      ", "and none is shorter", "right in all 9 cells"),
+        ("S Go oooo", "but a shorter one exists", "wrong in 6 of 9 cells"),
+        ("SoGo     ", "broken", "wrong in 1 of 9 cells"),
+        ("SoG #    ", "broken", "wrong in 1 of 9 cells"),
+    ],
+)
 def test_verdict_on_a_maze(answer, rules, label):
     text = solve.report(trace("maze", "S G      ", [answer], "SoG      "))
     assert rules in text.split("rules")[1].splitlines()[0] and f"label   {label}" in text
 
 
-@pytest.mark.parametrize("answer, rules", [(SOLVED, "kept"), (SOLVED[:-1] + "4", "broken"), ("2" + SOLVED[1:], "broken"), (SUDOKU, "broken")])
+@pytest.mark.parametrize(
+    "answer, rules",
+    [
+        (SOLVED, "kept"),
+        (SOLVED[:-1] + "4", "broken"),
+        ("2" + SOLVED[1:], "broken"),
+        (SUDOKU, "broken"),
+    ],
+)
 def test_verdict_on_a_sudoku(answer, rules):
     assert f"rules   {rules}: " in solve.report(trace("sudoku", SUDOKU, [answer], SOLVED))
 
 
 def test_halting_sentence_names_the_step_and_whether_the_answer_still_changed():
     t = trace("maze", "S G      ", ["S G      ", "S G      ", "SoG      "], "SoG      ")
-    for halt, says in ([0.1, 0.6, 0.9], "would stop after step 2, where the answer was another one"), ([0.1, 0.2, 0.9], "after step 3, where the answer was the same"), \
-                      ([0.1, 0.2, 0.5], "would have used all of them"):
+    for halt, says in (
+        ([0.1, 0.6, 0.9], "would stop after step 2, where the answer was another one"),
+        ([0.1, 0.2, 0.9], "after step 3, where the answer was the same"),
+        ([0.1, 0.2, 0.5], "would have used all of them"),
+    ):
         t.halt = np.array(halt)
         assert says in solve.report(t)
 
 
 def test_cells_are_told_apart():
     t = trace("maze", "S G #    ", ["S Go    o", "SoG #   o"], "SoG #    ")
-    assert solve.kinds(t, 0).tolist() == [["start", "free", "goal"], ["free", "wall", "free"], ["free", "free", "free"]]
-    assert solve.kinds(t, 1).tolist() == [["start", "missing", "goal"], ["stray", "stray", "free"], ["free", "free", "stray"]]
-    assert solve.kinds(t, 2).tolist() == [["start", "new", "goal"], ["free", "wall", "free"], ["free", "free", "stray"]]
+    assert solve.kinds(t, 0).tolist() == [
+        ["start", "free", "goal"],
+        ["free", "wall", "free"],
+        ["free", "free", "free"],
+    ]
+    assert solve.kinds(t, 1).tolist() == [
+        ["start", "missing", "goal"],
+        ["stray", "stray", "free"],
+        ["free", "free", "stray"],
+    ]
+    assert solve.kinds(t, 2).tolist() == [
+        ["start", "new", "goal"],
+        ["free", "wall", "free"],
+        ["free", "free", "stray"],
+    ]
     t.label = None  # only what the question forbids is wrong then
-    assert solve.kinds(t, 1).tolist() == [["start", "free", "goal"], ["new", "stray", "free"], ["free", "free", "new"]]
+    assert solve.kinds(t, 1).tolist() == [
+        ["start", "free", "goal"],
+        ["new", "stray", "free"],
+        ["free", "free", "new"],
+    ]
     t = trace("sudoku", SUDOKU, ["22" + SOLVED[2:-2] + "41", SOLVED], SOLVED)
     assert solve.kinds(t, 0).tolist()[0] == ["given", "given", "blank", "blank"]
-    assert solve.kinds(t, 1).tolist()[0] == ["wrong", "given", "new", "new"] and solve.kinds(t, 1).tolist()[3] == ["given", "new", "wrong", "given"]
+    assert solve.kinds(t, 1).tolist()[0] == ["wrong", "given", "new", "new"] and solve.kinds(
+        t, 1
+    ).tolist()[3] == ["given", "new", "wrong", "given"]
     assert solve.kinds(t, 2).tolist()[3] == ["given", "digit", "new", "given"]
 
 
@@ -124,12 +202,19 @@ def test_a_puzzle_may_come_as_word_file_or_standard_input(runs, tmp_path, monkey
         outputs.append(capsys.readouterr().out)
     assert len(set(outputs)) == 1
     cfg = tiny.config(data={"task": "maze", "size": 5}, model={"mixer": "conv"})
-    assert (solve.parse(cfg, "S #\n\n #G") == solve.parse(cfg, "S #    #G")).all()  # trailing spaces may be lost
-    assert (solve.parse(tiny.config(), "12 .. 0012\n.1..\n40 01\n") == solve.parse(tiny.config(), SUDOKU)).all()
+    assert (
+        solve.parse(cfg, "S #\n\n #G") == solve.parse(cfg, "S #    #G")
+    ).all()  # trailing spaces may be lost
+    assert (
+        solve.parse(tiny.config(), "12 .. 0012\n.1..\n40 01\n")
+        == solve.parse(tiny.config(), SUDOKU)
+    ).all()
 
 
 @pytest.mark.parametrize("name", ["maze", "rope"])
-def test_a_net_whose_weights_fit_any_size_takes_other_mazes_and_more_steps(runs, name, tmp_path, capsys):
+def test_a_net_whose_weights_fit_any_size_takes_other_mazes_and_more_steps(
+    runs, name, tmp_path, capsys
+):
     assert solve.main([str(runs / name), "--size=11", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "maze 11x11, new (perfect walls, seed 0)" in out and "7 used" in out  # 3 steps for 5x5
@@ -166,40 +251,75 @@ def test_hero_picture_needs_a_finished_run_and_writes_nothing_else(runs, tmp_pat
     assert not (runs / "sudoku/solved.png").exists()
     (tmp_path / "best.pt").write_bytes((runs / "sudoku/best.pt").read_bytes())
     assert solve.main([str(tmp_path), "--picture", str(tmp_path / "other.png")]) == 2
-    assert "--picture needs a finished run" in capsys.readouterr().err and not (tmp_path / "other.png").exists()
+    assert (
+        "--picture needs a finished run" in capsys.readouterr().err
+        and not (tmp_path / "other.png").exists()
+    )
 
 
-@pytest.mark.parametrize("words, says", [
-    (["maze", "53..7...."], "the puzzle looks like a sudoku, but this net was trained on maze puzzles"),
-    (["sudoku", "#S G"], "the puzzle looks like a maze, but this net was trained on sudoku puzzles"),
-    (["maze", "S" + 24 * " "], "the puzzle has 0 cells G, expected exactly one"),
-    (["maze", "SG" * 8], "the puzzle has 8 cells S, expected exactly one"),
-    (["maze", "S G" * 7], "the puzzle has 21 cells, expected 25 (5x5)"),
-    (["maze", "S x\n   \n  G"], "the puzzle has 'x' at position 3"),
-    (["maze", "S" + 61 * 61 * " "], "the puzzle has 3722 cells, expected 25 (5x5)"),
-    (["maze", "S" + (61 * 61 - 2) * " " + "G"], "the puzzle is 61x61, expected 2 to 60 cells per side"),
-    (["maze", ""], "the puzzle is empty"),
-    (["mlp", "S #\n  #\n# G"], "the puzzle is 3x3, this net solves 5x5 only: with mixer = 'mlp' its weights belong to one size"),
-    (["learned", "--size=7"], "the puzzle is 7x7, this net solves 5x5 only: with positions = 'learned'"),
-    (["sudoku", "." * 81], "the puzzle is 9x9, this net solves 4x4"),
-    (["sudoku", "12345"], "the puzzle has 5 cells, expected 16 (4x4)"),
-    (["sudoku", "9" + SUDOKU[1:]], "the puzzle has '9' at position 1"),
-    (["maze", "--size=6"], "--size 6: a perfect maze has an odd number"),
-    (["maze", "no/such.txt"], "no/such.txt: no such file"), (["maze", "maze.txt"], "maze.txt: no such file"),
-    (["maze", "{runs}"], "not a readable text file"), (["maze", "{runs}/maze/best.pt"], "not a readable text file"),
-    (["maze", MAZE, "--out={runs}/maze/best.pt"], "cannot write"),
-    (["maze", "S", "G"], "command line: unexpected 'G', put the puzzle in quotes"), (["maze", "--stpes=3"], "command line: unexpected '--stpes=3'"),
-    (["maze", "--steps=-1"], "command line: --steps, --seed and --size are 0 or more"), (["maze", "--steps=x"], "command line: argument --steps"),
-    (["nowhere"], "no such file"), (["maze/config.toml"], "not a readable checkpoint"), (["maze/ckpt.pt"], "not a")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (
+            ["maze", "53..7...."],
+            "the puzzle looks like a sudoku, but this net was trained on maze puzzles",
+        ),
+        (
+            ["sudoku", "#S G"],
+            "the puzzle looks like a maze, but this net was trained on sudoku puzzles",
+        ),
+        (["maze", "S" + 24 * " "], "the puzzle has 0 cells G, expected exactly one"),
+        (["maze", "SG" * 8], "the puzzle has 8 cells S, expected exactly one"),
+        (["maze", "S G" * 7], "the puzzle has 21 cells, expected 25 (5x5)"),
+        (["maze", "S x\n   \n  G"], "the puzzle has 'x' at position 3"),
+        (["maze", "S" + 61 * 61 * " "], "the puzzle has 3722 cells, expected 25 (5x5)"),
+        (
+            ["maze", "S" + (61 * 61 - 2) * " " + "G"],
+            "the puzzle is 61x61, expected 2 to 60 cells per side",
+        ),
+        (["maze", ""], "the puzzle is empty"),
+        (
+            ["mlp", "S #\n  #\n# G"],
+            "the puzzle is 3x3, this net solves 5x5 only: with mixer = 'mlp' its weights belong to one size",
+        ),
+        (
+            ["learned", "--size=7"],
+            "the puzzle is 7x7, this net solves 5x5 only: with positions = 'learned'",
+        ),
+        (["sudoku", "." * 81], "the puzzle is 9x9, this net solves 4x4"),
+        (["sudoku", "12345"], "the puzzle has 5 cells, expected 16 (4x4)"),
+        (["sudoku", "9" + SUDOKU[1:]], "the puzzle has '9' at position 1"),
+        (["maze", "--size=6"], "--size 6: a perfect maze has an odd number"),
+        (["maze", "no/such.txt"], "no/such.txt: no such file"),
+        (["maze", "maze.txt"], "maze.txt: no such file"),
+        (["maze", "{runs}"], "not a readable text file"),
+        (["maze", "{runs}/maze/best.pt"], "not a readable text file"),
+        (["maze", MAZE, "--out={runs}/maze/best.pt"], "cannot write"),
+        (["maze", "S", "G"], "command line: unexpected 'G', put the puzzle in quotes"),
+        (["maze", "--stpes=3"], "command line: unexpected '--stpes=3'"),
+        (["maze", "--steps=-1"], "command line: --steps, --seed and --size are 0 or more"),
+        (["maze", "--steps=x"], "command line: argument --steps"),
+        (["nowhere"], "no such file"),
+        (["maze/config.toml"], "not a readable checkpoint"),
+        (["maze/ckpt.pt"], "not a"),
+    ],
+)
 def test_bad_input_ends_in_one_sentence(runs, words, says, capsys):
     words = [str(runs / words[0]), *(w.format(runs=runs) for w in words[1:])]
     assert solve.main(words) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and says in err and err.count("\n") == 1 and "Traceback" not in err
+    assert (
+        err.startswith("error: ")
+        and says in err
+        and err.count("\n") == 1
+        and "Traceback" not in err
+    )
 
 
 def test_without_a_run_and_with_help(capsys):
-    assert solve.main([]) == 2 and capsys.readouterr().err.startswith("error: command line: the following arguments are required: run")
+    assert solve.main([]) == 2 and capsys.readouterr().err.startswith(
+        "error: command line: the following arguments are required: run"
+    )
     with pytest.raises(SystemExit) as stop:
         solve.main(["--help"])
     assert stop.value.code == 0 and "--steps" in capsys.readouterr().out

@@ -8,18 +8,36 @@ import pytest
 import stats
 
 
-@pytest.mark.parametrize("share, n, low, high", [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (0.98, 512, 0.9639, 0.9890)])
+@pytest.mark.parametrize(
+    "share, n, low, high",
+    [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (0.98, 512, 0.9639, 0.9890)],
+)
 def test_wilson_interval_agrees_with_published_values(share, n, low, high):
     assert stats.wilson(share, n) == pytest.approx((low, high), abs=2e-4)
 
 
-@pytest.mark.parametrize("freedom, quantile", [(1, 12.706), (2, 4.3027), (10, 2.2281), (11, 2.2010), (20, 2.0860), (60, 2.0003), (10_000, 1.9602)])
+@pytest.mark.parametrize(
+    "freedom, quantile",
+    [
+        (1, 12.706),
+        (2, 4.3027),
+        (10, 2.2281),
+        (11, 2.2010),
+        (20, 2.0860),
+        (60, 2.0003),
+        (10_000, 1.9602),
+    ],
+)
 def test_quantiles_of_student_s_t(freedom, quantile):
     assert stats.student(freedom) == pytest.approx(quantile, abs=0.01)
 
 
 def test_one_seed_two_puzzles_by_hand():
-    assert stats.interval(np.array([[0.0, 1.0]])) == (0.5, 0.0, 1.0)  # means 0, 1/2, 1 with chances 1/4, 1/2, 1/4
+    assert stats.interval(np.array([[0.0, 1.0]])) == (
+        0.5,
+        0.0,
+        1.0,
+    )  # means 0, 1/2, 1 with chances 1/4, 1/2, 1/4
 
 
 def test_one_seed_many_puzzles_is_binomial():
@@ -30,20 +48,34 @@ def test_one_seed_many_puzzles_is_binomial():
 
 def test_drawing_puzzles_by_pattern_is_the_bootstrap_over_seeds_and_puzzles():
     g = np.random.default_rng(3)
-    values = (g.random((12, 40)) < g.random(40)).astype(float)  # twelve seeds: Student's t is the narrower one
-    naive = [values[g.integers(12, size=12)][:, g.integers(40, size=40)].mean() for _ in range(4000)]
+    values = (g.random((12, 40)) < g.random(40)).astype(
+        float
+    )  # twelve seeds: Student's t is the narrower one
+    naive = [
+        values[g.integers(12, size=12)][:, g.integers(40, size=40)].mean() for _ in range(4000)
+    ]
     assert stats.interval(values)[1:] == pytest.approx(np.quantile(naive, [0.025, 0.975]), abs=0.01)
 
 
 def test_few_seeds_get_student_s_interval():
     values = np.array([[0.5], [0.6], [0.7]])
-    assert stats.interval(values) == pytest.approx((0.6, 0.6 - 4.303 * 0.1 / math.sqrt(3), 0.6 + 4.303 * 0.1 / math.sqrt(3)))
-    assert stats.interval(np.repeat(values, 100, axis=1))[1:] == pytest.approx(stats.interval(values)[1:])
+    assert stats.interval(values) == pytest.approx(
+        (0.6, 0.6 - 4.303 * 0.1 / math.sqrt(3), 0.6 + 4.303 * 0.1 / math.sqrt(3))
+    )
+    assert stats.interval(np.repeat(values, 100, axis=1))[1:] == pytest.approx(
+        stats.interval(values)[1:]
+    )
 
 
 def test_a_single_number_has_no_interval():
-    assert stats.interval(np.array([[0.7]]))[0] == 0.7 and all(map(math.isnan, stats.interval(np.array([[0.7]]))[1:]))
-    assert not stats.excludes_zero(math.nan, math.nan) and not stats.excludes_zero(0.0, 0.1) and stats.excludes_zero(-0.2, -0.1)
+    assert stats.interval(np.array([[0.7]]))[0] == 0.7 and all(
+        map(math.isnan, stats.interval(np.array([[0.7]]))[1:])
+    )
+    assert (
+        not stats.excludes_zero(math.nan, math.nan)
+        and not stats.excludes_zero(0.0, 0.1)
+        and stats.excludes_zero(-0.2, -0.1)
+    )
 
 
 def test_pairing_cancels_what_both_find_hard():
@@ -51,8 +83,12 @@ def test_pairing_cancels_what_both_find_hard():
     a = g.random((3, 500)) < np.where(np.arange(500) < 250, 0.02, 0.98)
     b = a | (np.arange(500) % 10 == 0)
     mean, low, high = stats.paired(a, b)
-    assert stats.paired(a, a) == (0, 0, 0) and stats.paired(b, a) == pytest.approx((-mean, -high, -low), abs=0.005)
-    assert 0 < low < mean < high and high - low < 0.6 * np.subtract(*stats.interval(a.astype(float))[:0:-1])
+    assert stats.paired(a, a) == (0, 0, 0) and stats.paired(b, a) == pytest.approx(
+        (-mean, -high, -low), abs=0.005
+    )
+    assert 0 < low < mean < high and high - low < 0.6 * np.subtract(
+        *stats.interval(a.astype(float))[:0:-1]
+    )
 
 
 @pytest.mark.parametrize("seeds, luck", [(3, 0.0), (3, 0.5), (5, 0.3)])
@@ -71,7 +107,10 @@ def test_a_real_difference_is_found():
     g, found = np.random.default_rng(0), 0
     for _ in range(50):
         hardness, luck = g.normal(1.5, 1.5, 500), g.normal(0, 0.05, (2, 3, 1))
-        a, b = (g.random((3, 500)) < 1 / (1 + np.exp(-hardness - skill)) for skill in (luck[0], luck[1] + 1.5))
+        a, b = (
+            g.random((3, 500)) < 1 / (1 + np.exp(-hardness - skill))
+            for skill in (luck[0], luck[1] + 1.5)
+        )
         found += stats.paired(a, b)[1] > 0
     assert found >= 45
 
@@ -79,10 +118,23 @@ def test_a_real_difference_is_found():
 def test_spread_of_the_last_third():
     steps, values = np.arange(1, 10), np.array([0, 9, 0, 9, 0, 9, 1.0, 2.0, 3.0])
     assert stats.last_third(steps, values) == 1.0
-    assert math.isnan(stats.last_third(steps[:1], values[:1])) and math.isnan(stats.last_third(steps[:0], values[:0]))
+    assert math.isnan(stats.last_third(steps[:1], values[:1])) and math.isnan(
+        stats.last_third(steps[:0], values[:0])
+    )
 
 
-@pytest.mark.parametrize("jumps, count", [({}, 0), ({20: 1.4}, 0), ({20: 1.6}, 1), ({20: 1.6, 21: 3.0}, 1), ({20: 1.6, 25: 1.6}, 2), ({3: 9.0}, 0), ({99: 2.0}, 1)])
+@pytest.mark.parametrize(
+    "jumps, count",
+    [
+        ({}, 0),
+        ({20: 1.4}, 0),
+        ({20: 1.6}, 1),
+        ({20: 1.6, 21: 3.0}, 1),
+        ({20: 1.6, 25: 1.6}, 2),
+        ({3: 9.0}, 0),
+        ({99: 2.0}, 1),
+    ],
+)
 def test_spikes_are_jumps_above_the_lines_before(jumps, count):
     loss = np.ones(100)
     loss[list(jumps)] = list(jumps.values())
@@ -90,4 +142,7 @@ def test_spikes_are_jumps_above_the_lines_before(jumps, count):
 
 
 def test_falling_and_rising_losses_have_no_spikes():
-    assert stats.spikes(np.exp(-np.arange(100) / 10)) == 0 and stats.spikes(1 + np.arange(100) / 100) == 0
+    assert (
+        stats.spikes(np.exp(-np.arange(100) / 10)) == 0
+        and stats.spikes(1 + np.arange(100) / 100) == 0
+    )

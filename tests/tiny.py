@@ -15,11 +15,40 @@ ROOT = Path(__file__).resolve().parent.parent
 ENTRY = {  # 4x4 Sudoku, 3298 parameters, 10 steps
     "hypothesis": "A tiny net runs.",
     "data": {"task": "sudoku", "size": 4, "train_rows": 40, "val_rows": 10, "test_rows": 10},
-    "model": {"dim": 16, "mixer": "pool", "positions": "none", "prefix": 0, "n_layers": 1, "heads": 2, "multiple": 8, "expansion": 1.0,
-              "T": 2, "n": 1, "n_sup": 3, "q_from": "mean"},
-    "train": {"steps": 10, "batch_size": 4, "warmup": 2, "lr": 0.01, "log_every": 1, "eval_every": 5, "ckpt_minutes": 60.0, "threads": 1,
-              "dtype": "float32", "compile": "off", "device": "cpu"}}
-ATTENTION = {"mixer": "attention", "positions": "rope", "prefix": 1, "q_from": "first"}  # with a puzzle embedding
+    "model": {
+        "dim": 16,
+        "mixer": "pool",
+        "positions": "none",
+        "prefix": 0,
+        "n_layers": 1,
+        "heads": 2,
+        "multiple": 8,
+        "expansion": 1.0,
+        "T": 2,
+        "n": 1,
+        "n_sup": 3,
+        "q_from": "mean",
+    },
+    "train": {
+        "steps": 10,
+        "batch_size": 4,
+        "warmup": 2,
+        "lr": 0.01,
+        "log_every": 1,
+        "eval_every": 5,
+        "ckpt_minutes": 60.0,
+        "threads": 1,
+        "dtype": "float32",
+        "compile": "off",
+        "device": "cpu",
+    },
+}
+ATTENTION = {
+    "mixer": "attention",
+    "positions": "rope",
+    "prefix": 1,
+    "q_from": "first",
+}  # with a puzzle embedding
 
 
 def config(seed: int = 0, out: str = "runs", **tables) -> Config:
@@ -47,7 +76,11 @@ def run(folder: Path, **tables) -> dict:
 def lines(folder: Path, split: str = "") -> list[dict]:
     """metrics.jsonl without the clock."""
     every = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in every if split in ("", line["split"])]
+    return [
+        {k: v for k, v in line.items() if k != "seconds"}
+        for line in every
+        if split in ("", line["split"])
+    ]
 
 
 def checkpoint(folder: Path, name: str = "ckpt.pt") -> dict:
@@ -64,8 +97,11 @@ def differences(a, b, path: str = "") -> list[str]:
             return [f"{path}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
         return [d for k in a for d in differences(a[k], b[k], f"{path}/{k}")]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return [f"{path}: {len(a)} and {len(b)} items"] if len(a) != len(b) else [
-            d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{path}/{i}")]
+        return (
+            [f"{path}: {len(a)} and {len(b)} items"]
+            if len(a) != len(b)
+            else [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{path}/{i}")]
+        )
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
     return [] if type(a) is type(b) and a == b else [f"{path}: {a!r} and {b!r}"]
@@ -85,7 +121,15 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 def spawn(*words, **options) -> subprocess.Popen:
     """`python train.py WORDS` as a real process of its own group, one thread, output kept."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {
-        "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.Popen([sys.executable, *options.pop("launcher", ()), str(ROOT / "train.py"), *map(str, words)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    } | {"OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.Popen(
+        [sys.executable, *options.pop("launcher", ()), str(ROOT / "train.py"), *map(str, words)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **options,
+    )
