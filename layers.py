@@ -1,7 +1,8 @@
-"""The pieces of a tiny recursive network: linear maps, norms, five ways to mix positions, MLPs, losses.
+"""The pieces of a tiny recursive net: linear maps, norms, positions, mixing, MLPs, losses.
 
-Nothing here knows about tasks, recursion or training. Shapes: B batch, L positions (P prefix positions first), D width,
-H heads, I inner width of an MLP, V vocabulary. Weights stay fp32; a layer computes in the dtype of its input.
+Nothing here knows about tasks, recursion or training. Imports torch only.
+Weights stay fp32. A layer computes in the dtype of its input.
+Shapes: B batch, L positions (P prefix positions first), D width, H heads, V vocabulary.
 """
 
 import math
@@ -13,13 +14,16 @@ from torch.autograd.function import once_differentiable
 
 
 def trunc_normal(*shape: int, std: float) -> Tensor:
-    """Normal numbers cut at two sigma, widened so that what is left has the standard deviation `std` (LeCun init of TRM)."""
+    """Normal numbers cut at two sigma, with the standard deviation `std`. LeCun init of TRM.
+
+    The cut makes them narrower, so sigma is larger than `std`.
+    """
     sigma = std / 0.8796256610342398  # the standard deviation of a unit normal cut at +-2
     return nn.init.trunc_normal_(torch.empty(shape), std=sigma, a=-2 * sigma, b=2 * sigma)
 
 
 class Linear(nn.Module):
-    """x W^T without bias; the fp32 weight is cast to the dtype of x, so bf16 activations need no autocast."""
+    """x W^T without bias. The weight is cast to the dtype of x: bf16 needs no autocast."""
 
     def __init__(self, d_in: int, d_out: int):
         super().__init__()
@@ -29,17 +33,24 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype))
 
 
-class RMSNorm(torch.autograd.Function):
-    """F.rms_norm without gain, for CPUs: there torch takes that one apart; this saves a tenth of a small net's step, compiled or not.
+# ---------------------------------------------------------------- norms
 
-    out = h / r, r = sqrt(mean(h^2) + 1e-5); dh = (d - out * mean(d * out)) / r: backward needs the output only, which the next
-    layer keeps anyway, not h.
+
+class RMSNorm(torch.autograd.Function):
+    """RMSNorm without gain as one operation, for CPUs. It saves a tenth of a small net's step.
+
+        r = sqrt(mean(h^2) + 1e-5)
+        out = h / r
+        dh = (d - out * mean(d * out)) / r
+
+    On CPUs F.rms_norm is many operations, and its backward keeps h. This one keeps `out`, which
+    the next layer keeps anyway.
     """
 
     @staticmethod
     def forward(ctx, h: Tensor) -> Tensor:
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
-        scale = (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        scale = (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()  # 1 / r
         out = (wide * scale).to(h.dtype)
         ctx.save_for_backward(out, scale)
         return out
@@ -48,14 +59,17 @@ class RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d: Tensor) -> Tensor:
         out, scale = ctx.saved_tensors
-        share = (d * out).mean(-1, keepdim=True, dtype=scale.dtype)
-        return (torch.addcmul(d.to(scale.dtype), out.to(scale.dtype), share, value=-1) * scale).to(
-            d.dtype
-        )
+        wide = scale.dtype
+        mean = (d * out).mean(-1, keepdim=True, dtype=wide)
+        dh = torch.addcmul(d.to(wide), out.to(wide), mean, value=-1) * scale
+        return dh.to(d.dtype)
 
 
 class Norm(nn.Module):
-    """RMSNorm h / sqrt(mean(h^2) + 1e-5), or LayerNorm, over the last axis, in fp32 inside; TRM learns no gain."""
+    """RMSNorm h / sqrt(mean(h^2) + 1e-5), or LayerNorm, over the last axis. TRM learns no gain.
+
+    kind: "rms" or "layer". Computes in fp32 inside.
+    """
 
     def __init__(self, kind: str):
         super().__init__()
@@ -71,7 +85,10 @@ class Norm(nn.Module):
 
 
 def rope_1d(length: int, dim: int, base: float = 10_000.0, device=None) -> Tensor:
-    """Rotary angles (length, dim / 2) in radians, fp32: position p turns pair i by p * base^(-2i/dim) (arXiv 2104.09864)."""
+    """Rotary angles (length, dim / 2) in radians, fp32 (arXiv 2104.09864).
+
+    Position p turns pair i by p * base^(-2i / dim).
+    """
     frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
     return torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
 
@@ -81,25 +98,27 @@ def rope_2d(
 ) -> Tensor:
     """Axial rotary angles: half of each head turns with the row, half with the column.
 
-    Returns (prefix + rows * cols, dim / 2) in radians, fp32; prefix positions sit at (0, 0..prefix-1), the grid below them.
+    Returns (prefix + rows * cols, dim / 2) in radians, fp32. The prefix positions are a row of
+    their own, (0, 0..prefix-1), and the grid begins in the row below.
     Raises ValueError unless dim is a multiple of 4. Source: the maze runs of arXiv 2601.19085.
     """
     if dim % 4:
         raise ValueError(f"rope_2d needs a head width that is a multiple of 4, got {dim}")
-    row, col = (
-        rope_1d(rows + bool(prefix), dim // 2, base, device),
-        rope_1d(max(cols, prefix), dim // 2, base, device),
-    )
-    top = torch.cat([row[:1].expand(prefix, -1), col[:prefix]], -1)
-    grid = torch.cat(
-        [row[bool(prefix) :].repeat_interleave(cols, 0), col[:cols].repeat(rows, 1)], -1
-    )
-    return torch.cat([top, grid])
+    top = 1 if prefix else 0  # the grid's first row
+    row_angles = rope_1d(top + rows, dim // 2, base, device)
+    col_angles = rope_1d(max(cols, prefix), dim // 2, base, device)
+    prefix_angles = torch.cat([row_angles[:1].expand(prefix, -1), col_angles[:prefix]], -1)
+    cell_rows = row_angles[top:].repeat_interleave(cols, 0)  # (rows * cols, dim / 4)
+    cell_cols = col_angles[:cols].repeat(rows, 1)
+    return torch.cat([prefix_angles, torch.cat([cell_rows, cell_cols], -1)])
 
 
 def rotate(q: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of q (B, L, H, D) by angles (L, D/2); computed in fp32, returned in q's dtype."""
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]  # (L, 1, D/2)
+    """q (B, L, H, D/H) with the pairs (i, i + half the head) turned by angles (L, D/H/2).
+
+    Computed in fp32, returned in the dtype of q.
+    """
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]  # (L, 1, D/H/2), the same for heads
     a, b = q.float().chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(q.dtype)
 
@@ -108,33 +127,37 @@ def rotate(q: Tensor, angles: Tensor) -> Tensor:
 
 
 def round_up(value: float, multiple: int) -> int:
-    return -(-round(value) // multiple) * multiple
+    """The value, rounded, then up to the next multiple: (16.2, 5) -> 20."""
+    return math.ceil(round(value) / multiple) * multiple
 
 
 ACTIVATIONS = {"swiglu": F.silu, "reglu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
 class MLP(nn.Module):
-    """Mixes the last axis (width w): SwiGLU `down(silu(gate) * up)`, ReGLU with relu (arXiv 2002.05202), or a plain MLP with SiLU or GELU.
+    """Mixes the last axis, of any width.
 
-    inner = round(expansion * w * 2/3) for the gated ones (three matrices) and expansion * w for the plain ones (two), rounded up to
-    `multiple` (256 in TRM). CUDA inputs are zero-padded to a multiple of 8: the same mathematics, aligned rows.
+        swiglu, reglu   down(f(gate) * up), f = SiLU or ReLU (arXiv 2002.05202)
+        silu, gelu      down(f(up)), f = SiLU or GELU
+
+    The gated ones have three matrices and the inner width expansion * width * 2/3, the plain ones
+    two matrices and expansion * width. Both are rounded up to `multiple` (256 in TRM).
     """
 
     def __init__(
         self, width: int, kind: str = "swiglu", expansion: float = 4.0, multiple: int = 256
     ):
         super().__init__()
-        self.gated, self.activation = kind.endswith("glu"), ACTIVATIONS[kind]
+        self.gated = kind.endswith("glu")
+        self.activation = ACTIVATIONS[kind]
         inner = round_up(expansion * width * (2 / 3 if self.gated else 1), multiple)
         self.up = Linear(width, 2 * inner if self.gated else inner)  # gated: gate first, then up
         self.down = Linear(inner, width)
 
     def forward(self, h: Tensor) -> Tensor:
         up, down = self.up.weight.to(h.dtype), self.down.weight.to(h.dtype)
-        pad = (
-            -h.shape[-1] % 8 if h.is_cuda else 0
-        )  # tensor cores want rows of 16 bytes; 97 positions have none
+        # Tensor cores want rows of 16 bytes, 97 positions have none: zeros change no result.
+        pad = -h.shape[-1] % 8 if h.is_cuda else 0
         if pad:
             h, up, down = F.pad(h, (0, pad)), F.pad(up, (0, pad)), F.pad(down, (0, 0, 0, pad))
         u = F.linear(h, up)
@@ -147,11 +170,12 @@ class MLP(nn.Module):
         return out[..., :-pad] if pad else out
 
 
-# ---------------------------------------------------------------- token mixing: each maps (B, L, D) to (B, L, D)
+# ---------------------------------------------------------------- token mixing
+# Each maps (B, L, D) to (B, L, D).
 
 
 class Attention(nn.Module):
-    """Full self-attention without mask or bias, rotary positions optional."""
+    """Full self-attention without mask or bias, with or without rotary positions."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -161,15 +185,13 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
         B, L, D = h.shape
-        q, k, v = (
-            self.qkv(h).view(B, L, 3, self.heads, D // self.heads).unbind(2)
-        )  # each (B, L, H, D/H)
+        qkv = self.qkv(h).view(B, L, 3, self.heads, D // self.heads)
+        q, k, v = qkv.unbind(2)  # each (B, L, H, D/H)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # each (B, H, L, D/H)
-        if (
-            h.device.type == "cpu" and h.dtype.itemsize == 2
-        ):  # the bf16 kernel's backward is 3.5 times slower than fp32's on CPUs
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # each (B, H, L, D/H)
+        if h.device.type == "cpu" and h.dtype.itemsize == 2:
+            # On CPUs the backward of the bf16 kernel is 3.5 times slower than fp32's.
             q, k, v = q.float(), k.float(), v.float()
         a = F.scaled_dot_product_attention(q, k, v).to(h.dtype)
         return self.out(a.transpose(1, 2).reshape(B, L, D))
@@ -219,36 +241,43 @@ class Pool(nn.Module):
     def __init__(self, dim: int, box: tuple[int, int] = (0, 0), digits: int = 1):
         super().__init__()
         self.box, self.digits = box, digits
-        self.kinds = 2 + (box[0] > 0) + (digits > 1)
-        self.into = Linear(dim, 2 * self.kinds * dim)
-        self.out = Linear(self.kinds * dim, dim)
+        self.groups = ["row", "column"]  # in the order of the weights
+        if box[0]:
+            self.groups.append("box")
+        if digits > 1:
+            self.groups.append("cell")
+        self.into = Linear(dim, 2 * len(self.groups) * dim)
+        self.out = Linear(len(self.groups) * dim, dim)
 
     def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
         B, L, D = h.shape
         side = math.isqrt(L // self.digits)
         u, g = self.into(h).chunk(2, -1)
-        gated = (u * F.silu(g)).view(B, side, side, self.digits, self.kinds, D).unbind(4)
-        weights = (side**-0.5 * self.out.weight.to(h.dtype)).split(D, -1)  # each (D, D)
-        out = self.rows(gated[0], weights[0]) + self.columns(gated[1], weights[1])
-        if self.digits > 1:
-            out = out + self.cells(gated[-1], weights[-1])
-        if self.box[0]:
-            out = self.add_boxes(out, gated[2], weights[2])
+        gated = (u * F.silu(g)).view(B, side, side, self.digits, len(self.groups), D)
+        scaled = side**-0.5 * self.out.weight.to(h.dtype)
+        m = dict(zip(self.groups, gated.unbind(4)))  # each (B, side, side, digits, D)
+        weight = dict(zip(self.groups, scaled.split(D, -1)))  # each (D, D)
+        out = self.pool_rows(m["row"], weight["row"])
+        out = out + self.pool_columns(m["column"], weight["column"])
+        if "cell" in m:
+            out = out + self.pool_cells(m["cell"], weight["cell"])
+        if "box" in m:
+            out = self.add_boxes(out, m["box"], weight["box"])
         return out.reshape(B, L, D)
 
-    # Each takes (B, side, side, digits, D) and its part of W_out.
+    # Each takes the gated vectors of its group, and its part of W_out.
 
-    def rows(self, m: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(m.sum(2), weight)[:, :, None]
+    def pool_rows(self, m: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(m.sum(2), weight)[:, :, None]  # (B, side, 1, digits, D)
 
-    def columns(self, m: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(m.sum(1), weight)[:, None]
+    def pool_columns(self, m: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(m.sum(1), weight)[:, None]  # (B, 1, side, digits, D)
 
-    def cells(self, m: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(m.sum(3), weight)[:, :, :, None]
+    def pool_cells(self, m: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(m.sum(3), weight)[:, :, :, None]  # (B, side, side, 1, D)
 
     def add_boxes(self, out: Tensor, m: Tensor, weight: Tensor) -> Tensor:
-        """out + what the box of each cell says.
+        """out, and to every cell the pooled vector of its box.
 
         One axis at a time: a sum over two axes apart, as in backward too, takes 8 times longer on
         CPUs.
@@ -256,13 +285,13 @@ class Pool(nn.Module):
         B, side, _, S, D = m.shape
         r, c = self.box
         boxes = m.reshape(B, side // r, r, side // c, c, S, D).sum(4).sum(2)
-        said = F.linear(boxes, weight)[:, :, :, None]  # (B, side/r, side/c, 1, S, D)
-        said = said.expand(-1, -1, -1, c, -1, -1).reshape(B, side // r, 1, side, S, D)
-        return out.view(B, side // r, r, side, S, D) + said
+        pooled = F.linear(boxes, weight)[:, :, :, None]  # (B, side/r, side/c, 1, S, D)
+        pooled = pooled.expand(-1, -1, -1, c, -1, -1).reshape(B, side // r, 1, side, S, D)
+        return out.view(B, side // r, r, side, S, D) + pooled
 
 
 class PositionMLP(nn.Module):
-    """The MLP-mixer's token mixing: an MLP over the L positions, the same for every channel."""
+    """The token mixing of the MLP-mixer: an MLP over the L positions, the same for all channels."""
 
     def __init__(self, length: int, kind: str, expansion: float, multiple: int):
         super().__init__()
@@ -275,8 +304,9 @@ class PositionMLP(nn.Module):
 class Block(nn.Module):
     """Token mixing, then channel mixing, each with a residual and a norm.
 
-    Post-norm (TRM): h = norm(h + f(h)). Pre-norm: h = h + f(norm(h)); the net then ends with one more norm.
-    Around an MLP over positions everything, the norm too, runs on the transposed (B, D, L).
+    Post-norm (TRM): h = norm(h + f(h)). Pre-norm: h = h + f(norm(h)), and the net ends with one
+    more norm. Around an MLP over positions all of it runs on the transposed (B, D, L): there the
+    norm runs over positions.
     """
 
     def __init__(self, mixers: list[nn.Module], mlp: MLP, norm: str = "rms", pre: bool = False):
@@ -287,7 +317,9 @@ class Block(nn.Module):
         self.pre = pre
 
     def residual(self, h: Tensor, f, *args) -> Tensor:
-        return h + f(self.norm(h), *args) if self.pre else self.norm(h + f(h, *args))
+        if self.pre:
+            return h + f(self.norm(h), *args)
+        return self.norm(h + f(h, *args))
 
     def forward(self, h: Tensor, angles: Tensor | None = None) -> Tensor:
         for mixer in self.mixers:
@@ -302,24 +334,24 @@ class Block(nn.Module):
 
 
 def stablemax_log_probs(logits: Tensor) -> Tensor:
-    """log of s(v) / sum s(v) over the last axis, s(v) = v + 1 for v >= 0, else 1 / (1 - v) (arXiv 2501.04697)."""
+    """log of s(v) / sum s(v) over the last axis (arXiv 2501.04697).
+
+    s(v) = v + 1 for v >= 0, else 1 / (1 - v).
+    """
     s = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
     return s.log() - s.sum(-1, keepdim=True).log()
 
 
 def log_probabilities(logits: Tensor, kind: str) -> Tensor:
     """Over the last axis, fp32. kind: "stablemax" or "softmax"."""
-    return (
-        stablemax_log_probs(logits.float())
-        if kind == "stablemax"
-        else logits.float().log_softmax(-1)
-    )
+    logits = logits.float()
+    return stablemax_log_probs(logits) if kind == "stablemax" else logits.log_softmax(-1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, kind: str = "stablemax") -> Tensor:
-    """Per row, the mean cross-entropy over its labelled positions: (B, L, V), (B, L) -> (B,), fp32.
+    """Per row the mean cross-entropy of its labelled positions: (B, L, V), (B, L) -> (B,), fp32.
 
-    Positions with a negative label (-100, the field's habit) count as not labelled. kind: "stablemax" or "softmax".
+    A negative label (-100 by custom) means not labelled. kind: "stablemax" or "softmax".
     """
     log_probs = log_probabilities(logits, kind)
     labelled = labels >= 0

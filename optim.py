@@ -1,6 +1,7 @@
-"""Update rules: who gets which optimizer, Adam-atan2, Muon in batches, sign-SGD, GrokFast's gradient filters, the EMA of weights.
+"""Update rules: Adam-atan2, Muon in batches, sign-SGD, gradient filters, the average of weights.
 
-AdamW, Muon's rule and the averaged model come from torch. Each class here stands alone and can be copied.
+`make_optimizers` says which parameter gets which rule. AdamW, Muon's rule and the averaged model
+come from torch. Each class here stands alone and can be copied.
 """
 
 import math
@@ -12,7 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class AdamAtan2(torch.optim.Optimizer):
-    """Adam whose update is lr * atan2(m_hat, sqrt(v_hat)), with decoupled decay; it has no epsilon (arXiv 2407.05872)."""
+    """Adam with the update lr * atan2(m_hat, sqrt(v_hat)), and decoupled decay (arXiv 2407.05872).
+
+    It has no epsilon. The bias corrections m_hat = m / (1 - beta1^t), v_hat = v / (1 - beta2^t)
+    are the paper's. The package adam-atan2, which the public TRM code uses, corrects m outside:
+    lr / (1 - beta1^t) * atan2(m, sqrt(v_hat)). With beta1 = 0.9 its first update is 27 % larger,
+    and the difference fades as beta1^t does.
+    """
 
     def __init__(
         self,
@@ -21,9 +28,8 @@ class AdamAtan2(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
     ):
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "step": 0}
-        )
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "step": 0}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -31,30 +37,34 @@ class AdamAtan2(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p] = {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
             grads = [p.grad for p in params]
-            m, v = ([self.state[p][k] for p in params] for k in "mv")
+            m, v = self.moments(params)
+            b1, b2 = group["betas"]
             group["step"] += 1
-            (b1, b2), t = group["betas"], group["step"]
+            t = group["step"]
             torch._foreach_lerp_(m, grads, 1 - b1)
             torch._foreach_mul_(v, b2)
             torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-            root = torch._foreach_sqrt(
-                v
-            )  # atan2 sees only the ratio: both bias corrections go into one factor
+            # atan2 sees the ratio alone, so both bias corrections go into one factor.
+            root = torch._foreach_sqrt(v)
             torch._foreach_mul_(root, (1 - b1**t) / math.sqrt(1 - b2**t))
+            angles = [torch.atan2(a, b) for a, b in zip(m, root)]
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(
-                params, [torch.atan2(a, b) for a, b in zip(m, root)], alpha=-group["lr"]
-            )
+            torch._foreach_add_(params, angles, alpha=-group["lr"])
+
+    def moments(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The running means of g and g^2 of each parameter, zeros at first."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+        return [self.state[p]["m"] for p in params], [self.state[p]["v"] for p in params]
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with its matrices orthogonalised in batches of one shape, and off CUDA in fp32.
+    """torch.optim.Muon with its matrices orthogonalised in batches of one shape.
 
-    The same rule and state dict; bf16, which torch takes everywhere, makes the step 10 times slower on CPUs without bf16 units.
+    The same rule, options and state dict. Off CUDA it iterates in fp32: bf16, which torch takes
+    everywhere, makes a step 10 times slower on CPUs without bf16 units.
     """
 
     @torch.no_grad()
@@ -64,39 +74,61 @@ class Muon(torch.optim.Muon):
             for p in group["params"]:
                 if p.grad is not None:
                     shapes.setdefault(tuple(p.shape), []).append(p)
-            lr, momentum = group["lr"], group["momentum"]
-            for (rows, cols), params in shapes.items():
-                grads = [p.grad for p in params]
-                buffers = [
-                    self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params
-                ]
-                torch._foreach_lerp_(buffers, grads, 1 - momentum)
-                updates = (
-                    torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-                )
-                updates = orthogonal(
-                    torch.stack(updates), group["ns_coefficients"], group["ns_steps"]
-                ).to(params[0].dtype)
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(
-                    params, list(updates.unbind()), alpha=-lr * max(1, rows / cols) ** 0.5
-                )
+            for params in shapes.values():
+                self.step_shape(group, params)
+
+    def step_shape(self, group: dict, params: list[Tensor]) -> None:
+        """One step of parameters of one shape."""
+        momentum = group["momentum"]
+        grads = [p.grad for p in params]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        means = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(means, grads, 1 - momentum)
+        updates = torch._foreach_lerp(grads, means, momentum) if group["nesterov"] else means
+        settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        turned = orthogonal(torch.stack(updates), *settings).to(params[0].dtype)
+        lr = group["lr"]
+        scale = muon_scale(group["adjust_lr_fn"], *params[0].shape)
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(params, list(turned.unbind()), alpha=-lr * scale)
 
 
-def orthogonal(g: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
-    """Newton-Schulz iteration towards U V^T of each matrix U S V^T in g (K, rows, cols), as in Muon."""
+def muon_scale(kind: str | None, rows: int, cols: int) -> float:
+    """Factor on Muon's rate for a matrix of this shape: `adjust_lr_fn` of torch.optim.Muon.
+
+    "match_rms_adamw": updates as large as AdamW's. "original", and None: Muon's own.
+    """
+    if kind == "match_rms_adamw":
+        return 0.2 * max(rows, cols) ** 0.5
+    return max(1, rows / cols) ** 0.5
+
+
+def orthogonal(
+    g: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float = 1e-7
+) -> Tensor:
+    """Newton-Schulz iteration towards U V^T of each matrix U S V^T in g (K, rows, cols).
+
+    With Muon's coefficients it ends near U V^T only: singular values of about 0.5 to 1.5.
+    """
     a, b, c = coefficients
+    tall = g.shape[1] > g.shape[2]
     x = g.bfloat16() if g.is_cuda else g.float()
-    x = x.mT if g.shape[1] > g.shape[2] else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x.mT if tall else x  # the smaller side first: a smaller Gram matrix
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if g.shape[1] > g.shape[2] else x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
 
 
 class SignSGD(torch.optim.Optimizer):
-    """p -= lr * sign(grad) with decoupled decay, on the rows that got a gradient only: for embedding tables of identifiers."""
+    """p -= lr * sign(grad), with decoupled decay, for embedding tables of identifiers.
+
+    Moves only the rows that got a gradient.
+    """
 
     def __init__(self, params: Iterable, lr: float = 1e-4, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -111,121 +143,140 @@ class SignSGD(torch.optim.Optimizer):
                     p.sub_(group["lr"] * p.grad.sign())
 
 
+# ---------------------------------------------------------------- who gets which optimizer
+
+OPTIMIZERS = ("adamw", "muon", "adam_atan2")
+
+
 def make_optimizers(
     net: nn.Module, cfg, rates: dict[str, float] | None = None
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a TrainConfig. Each group remembers its full rate as `peak`; `set_rates` scales it.
+    """The optimizers of a TrainConfig. Each group keeps its full rate as `peak`: see `set_rates`.
 
-    Puzzle identifiers: sign-SGD. optimizer = "muon": Muon for the matrices inside the recursive net and the blocks of an encoder, AdamW
-    for the rest (embeddings, heads, convolution kernels, vectors). Otherwise one optimizer for everything else. `rates`, where a net has an
-    encoder: factors on the rates of "encoder" and "decoder", which are groups of the same optimizers. What is frozen is in none.
+    Rows of puzzle identifiers get sign-SGD. With optimizer = "muon" the matrices inside the
+    recursive net and the blocks of an encoder get Muon. All the rest (embeddings, heads,
+    convolutions, vectors) gets AdamW or Adam-atan2. A frozen parameter is in no optimizer.
+    rates: factors on the rates of the parts "encoder" and "decoder", which become groups of
+    their own. Raises ValueError for an unknown optimizer.
     """
-    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    part = {id(p): "encoder" if name.startswith("encoder.") else "decoder" for name, p in named}
-    puzzles = [p for name, p in named if name in ("puzzles", "encoder.puzzles")]
-    matrices = [
-        p
-        for name, p in named
-        if cfg.optimizer == "muon"
-        and p.ndim == 2
-        and (name.startswith("net") or (name.startswith("encoder.") and "blocks." in name))
-    ]
-    taken = {id(p) for p in puzzles + matrices}
-    rest = [p for _, p in named if id(p) not in taken]
-
-    def groups(params: list, lr: float) -> list:
-        if rates is None:
-            return params
-        return [
-            {"params": own, "lr": lr * rate}
-            for name, rate in rates.items()
-            if (own := [p for p in params if part[id(p)] == name])
-        ]
+    if cfg.optimizer not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(f"train.optimizer = {cfg.optimizer!r}, expected one of {known}")
+    named: dict[str, list[tuple[str, Tensor]]] = {"puzzles": [], "matrices": [], "rest": []}
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            named[kind_of(name, p, cfg.optimizer == "muon")].append((name, p))
 
     adam = {"lr": cfg.lr, "betas": (cfg.beta1, cfg.beta2), "weight_decay": cfg.weight_decay}
-    optimizers = []
+    rest = groups(named["rest"], cfg.lr, rates)
     if cfg.optimizer == "adam_atan2":
-        optimizers.append(AdamAtan2(groups(rest, cfg.lr), **adam))
+        optimizers = [AdamAtan2(rest, **adam)]
     else:
-        optimizers.append(
-            torch.optim.AdamW(groups(rest, cfg.lr), fused=rest[0].is_cuda or None, **adam)
-        )
-    if matrices:
-        optimizers.append(
-            Muon(
-                groups(matrices, cfg.muon_lr),
-                lr=cfg.muon_lr,
-                weight_decay=cfg.muon_weight_decay,
-                nesterov=True,
-                momentum=cfg.muon_momentum,
-                ns_steps=cfg.muon_iterations,
-            )
-        )
-    if puzzles:
-        optimizers.append(
-            SignSGD(
-                groups(puzzles, cfg.puzzle_lr),
-                lr=cfg.puzzle_lr,
-                weight_decay=cfg.puzzle_weight_decay,
-            )
-        )
+        fused = named["rest"][0][1].is_cuda or None
+        optimizers = [torch.optim.AdamW(rest, fused=fused, **adam)]
+    if named["matrices"]:
+        muon = {"lr": cfg.muon_lr, "weight_decay": cfg.muon_weight_decay}
+        muon |= {"momentum": cfg.muon_momentum, "nesterov": True, "ns_steps": cfg.muon_iterations}
+        optimizers.append(Muon(groups(named["matrices"], cfg.muon_lr, rates), **muon))
+    if named["puzzles"]:
+        sign = {"lr": cfg.puzzle_lr, "weight_decay": cfg.puzzle_weight_decay}
+        optimizers.append(SignSGD(groups(named["puzzles"], cfg.puzzle_lr, rates), **sign))
+
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
 
 
+def kind_of(name: str, p: Tensor, muon: bool) -> str:
+    """What a parameter is to the optimizers: "puzzles", "matrices" (for Muon) or "rest"."""
+    if name in ("puzzles", "encoder.puzzles"):
+        return "puzzles"
+    recursive = name.startswith("net")  # net and net_y
+    encoder_block = name.startswith("encoder.") and "blocks." in name
+    if muon and p.ndim == 2 and (recursive or encoder_block):
+        return "matrices"
+    return "rest"
+
+
+def groups(
+    named: list[tuple[str, Tensor]], lr: float, rates: dict[str, float] | None
+) -> list[Tensor] | list[dict]:
+    """The parameters for one optimizer, in a group per part where `rates` tells parts apart."""
+    if rates is None:
+        return [p for _, p in named]
+    parts: dict[str, list[Tensor]] = {part: [] for part in rates}
+    for name, p in named:
+        parts["encoder" if name.startswith("encoder.") else "decoder"].append(p)
+    return [{"params": own, "lr": lr * rates[part]} for part, own in parts.items() if own]
+
+
 def schedule(cfg, step: int) -> float:
-    """Share of the full learning rate at this step: linear warm-up, then constant or a cosine down to `lr_floor`."""
+    """Share of the full learning rate at this step.
+
+    A linear warm-up, then constant, or a cosine from 1 down to `lr_floor`.
+    """
     warm = min(1.0, (step + 1) / cfg.warmup) if cfg.warmup else 1.0
     if cfg.schedule == "constant":
         return warm
     progress = max(0.0, (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup))
-    return warm * (
-        cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    )
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))  # 1 -> 0
+    return warm * (cfg.lr_floor + (1 - cfg.lr_floor) * falling)
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Every group's learning rate becomes this share of its full one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
 
 
-class GrokFast:
-    """Filters every gradient in place, after reduction over ranks and before clipping (arXiv 2405.20233).
+# ---------------------------------------------------------------- gradient filters
 
-    "ema":       g + lambda * mu,  mu = alpha * mu + (1 - alpha) * g   (mu starts at g): amplifies slow gradients, as published;
-    "ma":        g + lambda * mean of the last `window` gradients, once the window is full: the same idea;
-    "highpass":  g + lambda * (g - mu): what founding document 004 wrote down. It is the OPPOSITE filter: it amplifies fast
-                 gradients (gain 1 at frequency zero, about 1 + 2 lambda at the highest, against 1 + lambda and about 1).
-    Memory: one copy of the weights, or `window` copies for "ma". The state is checkpointed.
+
+class GrokFast:
+    """Filters every gradient g in place, after reduction over ranks and before clipping.
+
+        ema        g + lambda * mu, mu = alpha * mu + (1 - alpha) * g, which starts at the first g
+        ma         g + lambda * mean of the last `window` gradients, once there are so many
+        highpass   g + lambda * (g - mu)
+
+    "ema" and "ma" amplify slow gradients, as published (arXiv 2405.20233): gain 1 + lambda at
+    frequency zero, about 1 at the highest. "highpass", the high-pass variant of GrokFast, is the
+    OPPOSITE filter and amplifies fast gradients: gain 1 at frequency zero, about 1 + lambda at
+    the highest.
+    Memory: one copy of the weights, `window` copies for "ma". The state is checkpointed.
     """
 
     def __init__(self, kind: str, alpha: float = 0.98, lamb: float = 2.0, window: int = 100):
         self.kind, self.alpha, self.lamb, self.window = kind, alpha, lamb, window
-        self.mean: list[Tensor] = []  # mu, or the sum over the window
-        self.past: list[list[Tensor]] = []  # "ma" only, oldest first
+        self.mean: list[Tensor] = []  # mu of each parameter; not for "ma"
+        self.past: list[list[Tensor]] = []  # the last gradients, oldest first; "ma" only
 
     @torch.no_grad()
     def __call__(self, grads: list[Tensor]) -> None:
         if self.kind == "ma":
-            self.past.append([g.clone() for g in grads])
-            if len(self.past) > self.window:
-                self.past.pop(0)
-            if len(self.past) == self.window:
-                for i, g in enumerate(grads):
-                    g.add_(sum(past[i] for past in self.past), alpha=self.lamb / self.window)
+            self.add_window(grads)
             return
-        if not self.mean:
-            self.mean = [g.clone() for g in grads]
-        else:
+        if self.mean:
             torch._foreach_lerp_(self.mean, grads, 1 - self.alpha)
+        else:
+            self.mean = [g.clone() for g in grads]
         if self.kind == "ema":
             torch._foreach_add_(grads, self.mean, alpha=self.lamb)
         else:
             torch._foreach_mul_(grads, 1 + self.lamb)
             torch._foreach_sub_(grads, self.mean, alpha=self.lamb)
+
+    def add_window(self, grads: list[Tensor]) -> None:
+        self.past.append([g.clone() for g in grads])
+        if len(self.past) > self.window:
+            self.past.pop(0)
+        if len(self.past) < self.window:
+            return
+        for i, g in enumerate(grads):
+            total = sum(past[i] for past in self.past)
+            g.add_(total, alpha=self.lamb / self.window)
 
     def state_dict(self) -> dict:
         return {"mean": self.mean, "past": self.past}
@@ -234,13 +285,21 @@ class GrokFast:
         self.mean, self.past = state["mean"], state["past"]
 
 
-def make_ema(net: nn.Module, decay: float, warmup: bool) -> AveragedModel:
-    """The averaged net; with `warmup` the decay of update t is min(decay, (1 + t) / (10 + t)), so early weights are forgotten."""
+# ---------------------------------------------------------------- the average of weights
 
-    def average(
-        ema: list[Tensor], new: list[Tensor], t: Tensor
-    ) -> None:  # t lives on the CPU: reading it costs no GPU sync
-        keep = min(decay, (1 + int(t)) / (10 + int(t))) if warmup else decay
+
+def make_ema(net: nn.Module, decay: float, warmup: bool) -> AveragedModel:
+    """A copy of the net whose weights are the exponential moving average.
+
+    With `warmup` the decay of update t is min(decay, (1 + t) / (10 + t)), so that early weights
+    are forgotten.
+    """
+
+    def average(ema: list[Tensor], new: list[Tensor], t: Tensor) -> None:
+        keep = decay
+        if warmup:
+            updates = int(t)  # t lives on the CPU: reading it costs no GPU sync
+            keep = min(decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(ema, new, 1 - keep)
 
     return AveragedModel(net, multi_avg_fn=average)

@@ -1,7 +1,9 @@
-"""Classification without a grid: feature vectors from a known rule or a file, and modular addition. numpy only.
+"""Rows for classification without a grid: feature vectors, and modular addition. numpy only.
 
-features    (N, F) numbers -> one of C classes; founding document 004's task, with a rule whose best possible accuracy is known
-modular     a + b modulo p, the task on which grokking was found (arXiv 2201.02177) and Grokfast was shown (2405.20233)
+features    (N, F) numbers -> one of C classes, from a file or from a rule whose best possible
+            accuracy is known
+modular     a + b modulo p, the task on which grokking was found (arXiv 2201.02177) and Grokfast
+            was shown (arXiv 2405.20233)
 """
 
 import csv
@@ -11,16 +13,27 @@ import numpy as np
 
 from config import UserError
 
-LATENT, LEVELS, BRANCH, SHRINK = 8, 2, 3, 0.7  # of the generated classes: see `centres`
+# The trees of `centres`: dimension, levels below the root, children of a point, and how much
+# closer the children of each level are.
+LATENT, LEVELS, BRANCH, SHRINK = 8, 2, 3, 0.7
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, csv.Error)
+
+
+# ---------------------------------------------------------------- generated vectors
 
 
 def centres(features: int, classes: int, g: np.random.Generator) -> np.ndarray:
-    """(C, leaves, F): every class is a tree. Its root is a random point; each point has BRANCH children around it, SHRINK times
-    as far as those of the level above. Leaves lie in a LATENT-dimensional subspace of the features, which have variance 1 or more."""
+    """(C, leaves, F): the centres of the classes. Each class is a tree, its centres the leaves.
+
+    The root is a random point. Each point has BRANCH children around it, SHRINK times as far
+    away as those of the level above. All lie in a subspace of LATENT dimensions of the features,
+    which have variance 1 or more.
+    """
     points = g.normal(size=(classes, 1, LATENT))
     for level in range(1, LEVELS + 1):
         around = g.normal(size=(classes, points.shape[1], BRANCH, LATENT))
-        points = (points[:, :, None] + SHRINK**level * around).reshape(classes, -1, LATENT)
+        children = points[:, :, None] + SHRINK**level * around
+        points = children.reshape(classes, -1, LATENT)
     basis = np.linalg.qr(g.normal(size=(max(features, LATENT), LATENT)))[0][:features]
     return points @ basis.T * np.sqrt(features / LATENT)
 
@@ -28,71 +41,58 @@ def centres(features: int, classes: int, g: np.random.Generator) -> np.ndarray:
 def generate_features(
     count: int, leaves: np.ndarray, noise: float, g: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, F) float32 and (N, 1) int64: a random class, a random leaf of its tree, Gaussian noise on every feature."""
-    label, leaf = g.integers(leaves.shape[0], size=count), g.integers(leaves.shape[1], size=count)
-    return (leaves[label, leaf] + noise * g.normal(size=(count, leaves.shape[2]))).astype(
-        np.float32
-    ), label[:, None]
+    """Vectors (N, F) float32 and their classes (N, 1) int64.
+
+    A random class, a random leaf of its tree, and Gaussian noise on every feature.
+    """
+    classes, leaves_each, features = leaves.shape
+    label = g.integers(classes, size=count)
+    leaf = g.integers(leaves_each, size=count)
+    vectors = leaves[label, leaf] + noise * g.normal(size=(count, features))
+    return vectors.astype(np.float32), label[:, None]
 
 
 def bayes(inputs: np.ndarray, leaves: np.ndarray, noise: float) -> np.ndarray:
-    """(N, 1) the most probable class given the rule itself: no classifier is better on average, so this is the ceiling."""
+    """(N, 1) the most probable class of each vector, given the rule itself.
+
+    No classifier is better on average, so this is the ceiling.
+    """
     C, K, F = leaves.shape
-    near = (
-        inputs @ leaves.reshape(-1, F).T - (leaves**2).sum(-1).reshape(-1) / 2
-    )  # |x|^2 / 2 cancels
-    score = near.reshape(-1, C, K) / noise**2
-    top = score.max((1, 2), keepdims=True)
+    centre = leaves.reshape(-1, F)
+    # -|x - c|^2 / 2 without |x|^2 / 2, which is the same for all centres.
+    closeness = inputs @ centre.T - (leaves**2).sum(-1).reshape(-1) / 2
+    score = closeness.reshape(-1, C, K) / noise**2  # log densities, but for a constant
+    top = score.max((1, 2), keepdims=True)  # against overflow
     return np.exp(score - top).sum(2).argmax(1)[:, None]
 
 
-def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N, F) float32 and (N, 1) int64 from an .npz (arrays `features` and `labels`) or a .csv (header; the last column is the label).
+# ---------------------------------------------------------------- vectors from files
 
-    Raises UserError for a missing or damaged file, other shapes, values that are no numbers, labels that are no whole numbers >= 0.
+
+def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (N, F) float32 and their classes (N, 1) int64 of a file.
+
+    An .npz has the arrays `features` and `labels`. A .csv has a header, and the label last.
+    Raises UserError for a missing or damaged file, other shapes, features that are no finite
+    numbers, and labels that are no whole numbers from 0 on.
     """
     try:
-        if str(path).endswith(".npz"):
-            with np.load(path, allow_pickle=False) as file:
-                missing = {"features", "labels"} - set(file.files)
-                if missing:
-                    raise UserError(
-                        f"{path}: has arrays {sorted(file.files)}, expected features and labels"
-                    )
-                x, y = file["features"], file["labels"]
-        else:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                header, *rows = csv.reader(file)
-            for at, row in enumerate(rows, 2):
-                if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {at}: has {len(row)} columns, expected {len(header)}"
-                    )
-            table = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
-            x, y = table[:, :-1], table[:, -1]
+        x, y = read_npz(path) if str(path).endswith(".npz") else read_csv(path)
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float64)
-    except UserError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        UnicodeDecodeError,
-        csv.Error,
-    ) as error:
-        raise UserError(
-            f"{path}: cannot be read as features and labels ({getattr(error, 'strerror', None) or error})"
-        ) from None
+    except UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as features and labels ({reason})") from None
     if x.ndim != 2 or y.shape not in ((len(x),), (len(x), 1)) or not x.size:
         raise UserError(
-            f"{path}: features have shape {x.shape} and labels {y.shape}, expected (N, F) and (N,) with N and F at least 1"
+            f"{path}: features have shape {x.shape} and labels {y.shape}, "
+            "expected (N, F) and (N,) with N and F at least 1"
         )
     y = y.reshape(-1, 1)
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise UserError(
-            f"{path}, row {row + 1}: feature {column + 1} is {x[row, column]}, expected a finite number"
+            f"{path}, row {row + 1}: feature {column + 1} is {x[row, column]}, "
+            "expected a finite number"
         )
     bad = np.flatnonzero(~(y >= 0) | (y != np.floor(y)))
     if bad.size:
@@ -102,7 +102,31 @@ def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
     return x, y.astype(np.int64)
 
 
+def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays `features` and `labels` as they are."""
+    with np.load(path, allow_pickle=False) as file:
+        if {"features", "labels"} - set(file.files):
+            found = sorted(file.files)
+            raise UserError(f"{path}: has arrays {found}, expected features and labels")
+        return file["features"], file["labels"]
+
+
+def read_csv(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of a table with a header: all but the last, and the last."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        header, *rows = csv.reader(file)
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise UserError(f"{path}, line {line}: has {len(row)} columns, expected {len(header)}")
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
+    return table[:, :-1], table[:, -1]
+
+
+# ---------------------------------------------------------------- modular addition
+
+
 def additions(p: int) -> tuple[np.ndarray, np.ndarray]:
-    """All p * p sums: (p * p, 3) int64 tokens a, b, '=' (which is p) and (p * p, 1) labels a + b mod p."""
+    """All sums: (p * p, 3) int64 tokens a, b, '=' (which is p), and (p * p, 1) a + b modulo p."""
     a, b = np.divmod(np.arange(p * p), p)
-    return np.stack([a, b, np.full(p * p, p)], 1), ((a + b) % p)[:, None]
+    equals = np.full(p * p, p)
+    return np.stack([a, b, equals], 1), ((a + b) % p)[:, None]
