@@ -1,83 +1,86 @@
-"""What may be said about a few seeds and some hundred puzzles: intervals, paired differences, steadiness. Only numpy."""
+"""What may be said about a few seeds and some hundred puzzles. Only numpy.
+
+Intervals, paired differences, steadiness, and how they are written.
+"""
 
 import math
 
 import numpy as np
 
-STUDENT = (
-    12.71,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-)  # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+GOAL = 0.95  # share of the validation rows that counts as having generalised
 
 
 def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
     return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.65 / freedom
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a binomial share (Wilson), sound near 0 and 1."""
-    middle, half = (
-        share + z * z / (2 * n),
-        z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
-    )
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+    middle = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    whole = 1 + z * z / n
+    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
 
 
 def interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean of (seeds, puzzles) values with its 95 % interval for other seeds and other puzzles: a bootstrap over both.
+    """Mean of (seeds, puzzles) values, and its 95 % interval for other seeds and other puzzles.
 
-    A resample draws seeds and puzzles with replacement; the seeds of a puzzle stay together, for a hard puzzle is hard for all. Few seeds
-    cannot show by resampling how far others would lie: with three that differ, such an interval covers the truth in 79 % of simulated
-    cases. So it is never narrower than Student's t over the means of the seeds, with which it is 95 % or more. One seed: puzzles only.
-    Puzzles with the same values are drawn together (multinomial): the same distribution, in a fraction of the time.
+    A bootstrap over both: a resample draws seeds and puzzles with replacement. The seeds of a
+    puzzle stay together, for a hard puzzle is hard for all.
+
+    Few seeds cannot show by resampling how far others would lie: with three that differ, such an
+    interval covers the truth in 79 % of simulated cases. So it is never narrower than Student's t
+    over the means of the seeds, with which it is 95 % or more. One seed: puzzles only.
+
+    Puzzles with the same values are drawn together (multinomial): the same distribution, in a
+    fraction of the time.
     """
-    (seeds, puzzles), mean, g = (
-        values.shape,
-        float(values.mean()),
-        np.random.default_rng(0),
-    )  # the same runs, the same interval
+    seeds, puzzles = values.shape
+    mean = float(values.mean())
     if values.size < 2:
         return mean, math.nan, math.nan
+    g = np.random.default_rng(0)  # the same runs, the same interval
     patterns, counts = np.unique(values, axis=1, return_counts=True)  # (seeds, K), (K,)
-    means = (
-        g.multinomial(puzzles, counts / puzzles, resamples) / puzzles @ patterns.T
-    )  # (resamples, seeds)
+    drawn_counts = g.multinomial(puzzles, counts / puzzles, resamples)  # (resamples, K)
+    means = drawn_counts / puzzles @ patterns.T  # (resamples, seeds)
     drawn = np.take_along_axis(means, g.integers(seeds, size=means.shape), 1).mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    half = student(seeds - 1) * values.mean(1).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    half = 0.0
+    if seeds > 1:
+        half = student(seeds - 1) * values.mean(1).std(ddof=1) / math.sqrt(seeds)
     return mean, min(float(low), mean - half), max(float(high), mean + half)
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """b minus a, mean and 95 % interval, where [i, j] of both is the same seed and the same puzzle: what both find hard cancels."""
+    """b minus a, mean and 95 % interval, where [i, j] of both is the same seed and puzzle.
+
+    What both find hard cancels.
+    """
     return interval(np.asarray(b, dtype=float) - np.asarray(a, dtype=float))
 
 
 def excludes_zero(low: float, high: float) -> bool:
-    return low > 0 or high < 0  # NaN: no
-
-
-GOAL = 0.95  # share of the validation rows that counts as having generalised
-
-
-def first_reached(steps: np.ndarray, shares: np.ndarray) -> float:
-    """The first step whose share is GOAL or more; infinity: none, which no mean may hide."""
-    return float(steps[np.argmax(shares >= GOAL)]) if (shares >= GOAL).any() else math.inf
+    """Whether an interval does not hold zero; NaN: no."""
+    return low > 0 or high < 0
 
 
 def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """b over a, where [i] of both is the same seed: geometric mean and 95 % interval. NaN where a seed is infinite or there is only one."""
+    """b over a, where [i] of both is the same seed: geometric mean and 95 % interval.
+
+    NaN where a seed is infinite or there is only one.
+    """
     if not np.isfinite([a, b]).all():
-        return (math.nan,) * 3
-    return tuple(math.exp(v) for v in paired(np.log(a)[:, None], np.log(b)[:, None]))
+        return math.nan, math.nan, math.nan
+    return tuple(math.exp(value) for value in paired(np.log(a)[:, None], np.log(b)[:, None]))
+
+
+def time_to_threshold(steps: np.ndarray, shares: np.ndarray) -> float:
+    """The first step whose share is GOAL or more; infinity: none, which no mean may hide."""
+    reached = shares >= GOAL
+    return float(steps[np.argmax(reached)]) if reached.any() else math.inf
 
 
 def last_third(steps: np.ndarray, values: np.ndarray) -> float:
@@ -87,12 +90,16 @@ def last_third(steps: np.ndarray, values: np.ndarray) -> float:
 
 
 def spikes(loss: np.ndarray, window: int = 10, factor: float = 1.5) -> int:
-    """How often the loss jumps above `factor` times the median of the `window` lines before; what follows at once is the same spike."""
+    """How often the loss jumps above `factor` times the median of the `window` lines before.
+
+    What follows at once is the same spike.
+    """
     if len(loss) <= window:
         return 0
-    median = np.median(np.lib.stride_tricks.sliding_window_view(loss, window)[:-1], axis=1)
-    high = np.concatenate([[False], loss[window:] > factor * median])
-    return int((high[1:] & ~high[:-1]).sum())
+    before = np.lib.stride_tricks.sliding_window_view(loss, window)[:-1]
+    high = loss[window:] > factor * np.median(before, axis=1)
+    starts = high & ~np.concatenate([[False], high[:-1]])
+    return int(starts.sum())
 
 
 # ---------------------------------------------------------------- in words
