@@ -4,7 +4,7 @@ Everything random is a pure function of a key, rng(seed, stream, step, ...): a l
 state, so nothing needs saving to resume, and any number of ranks sees the batches that one
 process would see. What a row is, a task says: see tasks/. numpy only; torch enters in `batches`.
 
-    python data.py download maze_hard          fetch the real files into data/ (also: sudoku_extreme)
+    python data.py download maze_hard      fetch the real files into data/; also: sudoku_extreme
 """
 
 import argparse

@@ -101,7 +101,7 @@ def solve_block(net, split, cfg, world, task, answers: Answers, mine, block, ada
                 return
             if len(keep) < len(running):
                 running, index = running[keep], torch.from_numpy(keep).to(world.device)
-                carry = carry.map(lambda t: t[index])
+                carry = carry.map(lambda t, index=index: t[index])
     if average > 1:
         answers.final[running] = summed.argmax(-1).cpu().numpy()
 

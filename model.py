@@ -4,7 +4,8 @@
     T - 1 times without gradient, then once with:     # the last `grad_cycles` of T carry gradient
         n times:  z = net(z + (y + x))                # think
         y = net(y + z)                                # improve the answer
-    logits = head(y);  q = q_head(y);  the next supervision step starts from (y.detach(), z.detach())
+    logits = head(y);  q = q_head(y)
+    the next supervision step starts from (y.detach(), z.detach())
 
 A slot is a row of the batch that keeps its example until the net halts on it.
 Shapes: B slots, P prefix positions (the puzzle embedding), L cells, D width, V vocabulary.
@@ -225,7 +226,7 @@ class Trainable(nn.Module):
         return None
 
     def rates(self) -> dict[str, float] | None:
-        """Factors on the learning rates of parts: the name of a parameter begins with its part's."""
+        """Factors on the learning rates of parts of the net; None: one rate for all."""
         return None
 
     def frozen(self, step: int) -> list[Tensor]:
