@@ -1,7 +1,8 @@
-"""A second TRM, written from the paper's text in plain numpy-like loops, float64, sharing no code with ours.
+"""A second TRM, written from the text of the paper in plain loops and float64.
 
-It makes tests/golden_naive.npz (`python tests/naive_trm.py`) in the format of the public code's golden vectors. Gradients come
-from autograd over these few lines; everything else is spelled out per row and per head.
+It shares no code with ours. `python tests/naive_trm.py` makes tests/golden_naive.npz, in the
+format of the public code's golden vectors. Gradients come from autograd over these few lines. All
+else is spelled out per row and per head.
 """
 
 import json
@@ -149,12 +150,10 @@ def golden() -> dict[str, np.ndarray]:
                 w["inner.puzzle_emb.weights"][s["puzzle_identifiers"]].detach().requires_grad_()
             )
             logits, q, y, z = row_step(w, s["inputs"], table_row, s["y"], s["z"])
-            wrong = sum(t >= 0 and int(l.argmax()) != t for l, t in zip(logits, s["labels"]))
+            wrong = sum(t >= 0 and int(v.argmax()) != t for v, t in zip(logits, s["labels"]))
             target = float(wrong == 0)
-            lm, halt = (
-                answer_loss(logits, s["labels"]),
-                -(target * q.sigmoid().log() + (1 - target) * (-q).sigmoid().log()),
-            )
+            lm = answer_loss(logits, s["labels"])
+            halt = -(target * q.sigmoid().log() + (1 - target) * (-q).sigmoid().log())
             s |= {"y": y.detach(), "z": z.detach(), "steps": s["steps"] + 1}
             s["halted"] = s["steps"] >= CONFIG["halt_max_steps"] or q.item() > 0
             rows.append((logits, q, lm, halt, table_row))

@@ -1,7 +1,8 @@
-"""Parity with the public TRM code, from golden vectors: logits, q, losses, halting, carry and every gradient.
+"""Parity with the public TRM code: logits, q, losses, halting, carry and every gradient.
 
-The public code's vectors are read from GOLDEN_DIR (default ../shared/golden). A small file of the same format lies in tests/,
-made by tests/naive_trm.py, an implementation that shares nothing with ours, so that a clone tests parity too.
+The golden vectors of the public code are read from GOLDEN_DIR (default ../shared/golden). A small
+file of the same format lies in tests/, so that a clone tests parity too. tests/naive_trm.py made
+it, an implementation that shares nothing with ours.
 """
 
 import json
@@ -23,7 +24,8 @@ FILES = sorted(HERE.glob("golden*.npz")) + sorted(GOLDEN_DIR.glob("*.npz"))
 def test_golden_files_of_the_public_code_are_present():
     if not GOLDEN_DIR.is_dir():
         pytest.skip(
-            f"no folder {GOLDEN_DIR} with golden vectors of the public code; set GOLDEN_DIR to test against them"
+            f"no folder {GOLDEN_DIR} with golden vectors of the public code; "
+            "set GOLDEN_DIR to test against them"
         )
     assert any(f.parent == GOLDEN_DIR for f in FILES), f"no golden vectors (*.npz) in {GOLDEN_DIR}"
 
