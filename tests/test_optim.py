@@ -1,4 +1,7 @@
-"""Update rules against hand-written loops, gradient filters against hand-computed sequences and their gain, every TrainConfig key."""
+"""Update rules against hand-written loops, gradient filters against hand-computed sequences.
+
+And every key of TrainConfig: what it moves, and what it leaves alone.
+"""
 
 import cmath
 import copy
@@ -9,16 +12,19 @@ import types
 import typing
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
 import data
-import tiny
+import runs
 import train as training
-from data import UserError
+from config import UserError
 from model import TRM, ModelConfig, Shape
-from optim import Muon, AdamAtan2, GrokFast, SignSGD, make_ema, make_optimizers, schedule, set_rates
-from train import TrainConfig, make_world
+from optim import AdamAtan2, GrokFast, Muon, SignSGD, make_ema, make_optimizers, schedule, set_rates
+from runs import make_world
+from tasks.base import Task
+from train import TrainConfig
 
 CHOICES = {
     f.name: typing.get_args(f.type)
@@ -70,7 +76,7 @@ def updates(**changes) -> tuple[dict, Toy]:
 
 
 ADAM = MATRICES | REST
-#           key                    value         which weights move differently   under which other settings
+# key, value, which weights move differently, under which other settings
 UPDATES = [
     ("optimizer", "muon", MATRICES, {}),
     ("optimizer", "adam_atan2", ADAM, {}),
@@ -128,6 +134,16 @@ def test_adam_atan2_equals_a_scalar_loop():
             m, v = b1 * m + (1 - b1) * grad[i].item(), b2 * v + (1 - b2) * grad[i].item() ** 2
             w = w * (1 - lr * decay) - lr * math.atan2(m / (1 - b1**t), math.sqrt(v / (1 - b2**t)))
         assert p[i].item() == pytest.approx(w, rel=1e-5, abs=1e-6)
+
+
+def test_the_first_update_of_adam_atan2_is_the_papers_and_not_that_of_the_package():
+    p = nn.Parameter(torch.zeros(1))
+    p.grad = torch.full((1,), 3.0)
+    AdamAtan2([p], lr=1.0).step()
+    paper = math.atan2(3.0, 3.0)
+    package = math.atan2((1 - 0.9) * 3.0, 3.0) / (1 - 0.9)  # corrects m outside of atan2
+    assert -p.item() == pytest.approx(paper)
+    assert package / paper == pytest.approx(1.27, abs=0.005), "what the docstring says"
 
 
 def test_adam_atan2_does_not_see_the_scale_of_the_gradient():
@@ -210,27 +226,44 @@ def test_every_parameter_is_in_exactly_one_group(optimizer, model):
         mine = {names[id(p)] for group in o.param_groups for p in group["params"]}
         if isinstance(o, torch.optim.Muon):
             assert optimizer == "muon"
-            assert (
-                mine
-                == {
-                    n
-                    for n, p in net.named_parameters()
-                    if n.split(".")[0] in ("net", "net_y") and p.ndim == 2
-                }
-                != set()
-            )
+            recursive = [n for n in names.values() if n.split(".")[0] in ("net", "net_y")]
+            assert mine == {n for n in recursive if net.get_parameter(n).ndim == 2} != set()
         if isinstance(o, SignSGD):
             assert mine == {"puzzles"}
-    kinds = {type(o) for o in optimizers} - {SignSGD}
-    assert (
-        kinds
-        == {
-            "adamw": {torch.optim.AdamW},
-            "adam_atan2": {AdamAtan2},
-            "muon": {torch.optim.AdamW, Muon},
-        }[optimizer]
-    )
+    expected = {
+        "adamw": {torch.optim.AdamW},
+        "adam_atan2": {AdamAtan2},
+        "muon": {torch.optim.AdamW, Muon},
+    }
+    assert {type(o) for o in optimizers} - {SignSGD} == expected[optimizer]
     assert (SignSGD in map(type, optimizers)) == bool(net.cfg.prefix)
+
+
+def test_an_unknown_optimizer_raises_at_once():
+    cfg = types.SimpleNamespace(**vars(TrainConfig()) | {"optimizer": "adamm"})
+    with pytest.raises(ValueError, match="adamm") as error:
+        make_optimizers(Toy(), cfg)
+    for name in CHOICES["optimizer"]:
+        assert name in str(error.value)
+
+
+def test_rates_of_parts_make_groups_and_frozen_parameters_are_in_none():
+    net = Toy()
+    net.encoder = nn.Module()
+    net.encoder.blocks, net.encoder.vector = nn.Linear(4, 4), nn.Parameter(torch.zeros(4))
+    net.tokens.requires_grad = False
+    cfg = TrainConfig(optimizer="muon", lr=0.1, muon_lr=0.5, puzzle_lr=0.8)
+    adam, muon, sign = make_optimizers(net, cfg, {"encoder": 2.0, "decoder": 0.5})
+    names = {id(p): name for name, p in net.named_parameters()}
+
+    def told(optimizer) -> list:
+        groups = optimizer.param_groups
+        return [(g["peak"], {names[id(p)] for p in g["params"]}) for g in groups]
+
+    vectors = {"encoder.vector", "encoder.blocks.bias"}
+    assert told(adam) == [(0.2, vectors), (0.05, REST - {"tokens"})]
+    assert told(muon) == [(1.0, {"encoder.blocks.weight"}), (0.25, MATRICES)]
+    assert told(sign) == [(0.4, PUZZLES)]
 
 
 def test_groups_hold_the_configured_numbers():
@@ -249,13 +282,8 @@ def test_groups_hold_the_configured_numbers():
     )
     adam, muon, sign = (o.param_groups[0] for o in make_optimizers(Toy(), cfg))
     assert (adam["lr"], adam["weight_decay"], adam["betas"]) == (0.1, 0.2, (0.3, 0.4))
-    assert (
-        muon["lr"],
-        muon["weight_decay"],
-        muon["momentum"],
-        muon["ns_steps"],
-        muon["nesterov"],
-    ) == (0.5, 0.6, 0.7, 4, True)
+    assert (muon["lr"], muon["weight_decay"], muon["momentum"]) == (0.5, 0.6, 0.7)
+    assert (muon["ns_steps"], muon["nesterov"]) == (4, True)
     assert (sign["lr"], sign["weight_decay"]) == (0.8, 0.9)
 
 
@@ -265,11 +293,8 @@ def test_rates_are_shares_of_the_full_rate():
     )
     for share in (0.5, 0.25, 1.0):  # not cumulative
         set_rates(optimizers, share)
-        assert [o.param_groups[0]["lr"] for o in optimizers] == [
-            0.1 * share,
-            0.5 * share,
-            0.8 * share,
-        ]
+        rates = [o.param_groups[0]["lr"] for o in optimizers]
+        assert rates == [0.1 * share, 0.5 * share, 0.8 * share]
 
 
 def test_the_schedule_warms_up_linearly_and_ends_at_its_floor():
@@ -282,9 +307,8 @@ def test_the_schedule_warms_up_linearly_and_ends_at_its_floor():
         assert schedule(cosine, s) == pytest.approx(
             0.1 + 0.9 * (1 + math.cos(math.pi * (s - 4) / 16)) / 2
         )
-    assert schedule(cosine, 12) == pytest.approx(0.55) and schedule(cosine, 20) == pytest.approx(
-        0.1
-    ) == schedule(cosine, 25)
+    assert schedule(cosine, 12) == pytest.approx(0.55)
+    assert schedule(cosine, 20) == pytest.approx(0.1) == schedule(cosine, 25)
     falling = [schedule(cosine, s) for s in range(4, 21)]
     assert falling == sorted(falling, reverse=True)
 
@@ -408,22 +432,22 @@ def test_the_warm_up_of_the_ema_ends_at_the_full_decay():
         assert ema.module.weight.item() == pytest.approx(before * 0.5)
 
 
-# ---------------------------------------------------------------- what the training loop does with each key
+# ---------------------------------------------------------------- what training does with each key
 
 
 class Recorder(torch.optim.Optimizer):
-    """Keeps the gradients it is handed and moves nothing, so runs that differ in a filter see the same raw gradients."""
+    """Keeps the gradients it is handed and moves nothing.
+
+    So runs that differ in a filter see the same raw gradients.
+    """
 
     def __init__(self, params):
         super().__init__(params, {"lr": 1.0})
         self.seen = []
 
     def step(self, closure=None):
-        self.seen.append(
-            torch.cat(
-                [p.grad.flatten() for group in self.param_groups for p in group["params"]]
-            ).clone()
-        )
+        (group,) = self.param_groups
+        self.seen.append(torch.cat([p.grad.flatten() for p in group["params"]]).clone())
 
 
 def gradients(folder, monkeypatch, **keys) -> list[torch.Tensor]:
@@ -440,10 +464,8 @@ def gradients(folder, monkeypatch, **keys) -> list[torch.Tensor]:
 
 
 def test_clip_bounds_the_norm_of_all_gradients(tmp_path, monkeypatch):
-    free, cut = (
-        gradients(tmp_path / "a", monkeypatch),
-        gradients(tmp_path / "b", monkeypatch, clip=0.5),
-    )
+    free = gradients(tmp_path / "a", monkeypatch)
+    cut = gradients(tmp_path / "b", monkeypatch, clip=0.5)
     assert min(g.norm() for g in free) > 0.6
     for a, b in zip(free, cut, strict=True):
         torch.testing.assert_close(b, a * 0.5 / a.norm(), rtol=1e-4, atol=1e-7)
@@ -468,9 +490,8 @@ def test_the_loop_filters_with_the_configured_numbers_before_it_clips(kind, tmp_
 
 def test_grokfast_numbers_are_dead_without_a_filter(tmp_path, monkeypatch):
     raw = gradients(tmp_path / "a", monkeypatch)
-    other = gradients(
-        tmp_path / "b", monkeypatch, grokfast_alpha=0.5, grokfast_lambda=9.0, grokfast_window=2
-    )
+    numbers = {"grokfast_alpha": 0.5, "grokfast_lambda": 9.0, "grokfast_window": 2}
+    other = gradients(tmp_path / "b", monkeypatch, **numbers)
     assert all(torch.equal(a, b) for a, b in zip(raw, other, strict=True))
 
 
@@ -494,37 +515,33 @@ def test_batch_size_is_the_number_of_slots(tmp_path):
     assert carry["y"].shape[0] == carry["steps"].shape[0] == carry["batch"]["inputs"].shape[0] == 6
 
 
-def test_accumulate_is_the_number_of_pieces(tmp_path, monkeypatch):
-    sizes, step = [], TRM.step
-    monkeypatch.setattr(
-        TRM,
-        "step",
-        lambda net, carry, **k: (
-            net.training and sizes.append(len(carry.steps)),
-            step(net, carry, **k),
-        )[1],
-    )
-    tiny.run(tmp_path, train={"batch_size": 6, "accumulate": 3, "steps": 2})
-    assert sizes == [2] * 6
-
-
-def test_stagger_lets_slots_take_new_examples_in_turn(tmp_path, monkeypatch):
+@pytest.fixture
+def steps_seen(monkeypatch) -> list[list[int]]:
+    """The steps of the slots at every call of TRM.step in training."""
     seen, step = [], TRM.step
-    monkeypatch.setattr(
-        TRM,
-        "step",
-        lambda net, carry, **k: (
-            net.training and seen.append(carry.steps.tolist()),
-            step(net, carry, **k),
-        )[1],
-    )
+
+    def watched(net, carry, **random):
+        if net.training:
+            seen.append(carry.steps.tolist())
+        return step(net, carry, **random)
+
+    monkeypatch.setattr(TRM, "step", watched)
+    return seen
+
+
+def test_accumulate_is_the_number_of_pieces(tmp_path, steps_seen):
+    tiny.run(tmp_path, train={"batch_size": 6, "accumulate": 3, "steps": 2})
+    assert [len(steps) for steps in steps_seen] == [2] * 6
+
+
+def test_stagger_lets_slots_take_new_examples_in_turn(tmp_path, steps_seen):
     for stagger in (False, True):
         tiny.run(
             tmp_path / str(stagger),
             model={"halting": False, "n_sup": 3},
             train={"stagger": stagger, "batch_size": 5, "steps": 7},
         )
-    together, in_turn = seen[:7], seen[7:]
+    together, in_turn = steps_seen[:7], steps_seen[7:]
     assert together == [[i % 3] * 5 for i in range(7)]
     assert in_turn == [[0] * 5] + [[(i + slot) % 3 for slot in range(5)] for i in range(1, 7)]
 
@@ -533,20 +550,14 @@ def test_ranks_stagger_as_one_process_does(tmp_path):
     cfg = tiny.config(
         model={"halting": False, "n_sup": 3}, train={"stagger": True, "batch_size": 4}
     )
-    ds = data.load(cfg.data, cfg.arc)
-    run = training.make_run(
-        cfg, tmp_path, make_world(cfg.train), Shape(**ds.shape), ds.held_out_tasks()
-    )
+    dataset = data.load(cfg)
+    run = training.make_run(cfg, tmp_path, make_world(cfg.train), dataset)
     run.world = dataclasses.replace(run.world, rank=1)
-    feed = data.batches(ds, cfg.data, 4, cfg.seed, 0)
+    feed = data.batches(dataset, cfg, 4, cfg.seed, 0)
     training.train_step(run, feed)
     feed.close()
-    assert run.carry.steps.tolist() == [2, 3, 1, 2] and run.carry.halted.tolist() == [
-        False,
-        True,
-        False,
-        False,
-    ]  # slots 4 to 7
+    assert run.carry.steps.tolist() == [2, 3, 1, 2]  # slots 4 to 7
+    assert run.carry.halted.tolist() == [False, True, False, False]
 
 
 def test_steps_log_every_and_eval_every_say_when(tmp_path):
@@ -554,9 +565,8 @@ def test_steps_log_every_and_eval_every_say_when(tmp_path):
     assert [line["step"] for line in tiny.lines(tmp_path / "a", "train")] == [3, 6, 7]
     assert [line["step"] for line in tiny.lines(tmp_path / "a", "val")] == [2, 4, 6, 7]
     tiny.run(tmp_path / "b", train={"steps": 20, "eval_every": 0})
-    assert [line["step"] for line in tiny.lines(tmp_path / "b", "val")] == list(
-        range(2, 21, 2)
-    )  # ten per run
+    validations = [line["step"] for line in tiny.lines(tmp_path / "b", "val")]
+    assert validations == list(range(2, 21, 2))  # ten per run
     assert tiny.checkpoint(tmp_path / "b")["step"] == 20
 
 
@@ -565,47 +575,39 @@ def test_log_every_does_not_move_the_weights(tmp_path):
         tiny.run(tmp_path / str(every), train={"log_every": every})
     one, four = (tiny.checkpoint(tmp_path / name) for name in "14")
     assert tiny.differences(one["net"], four["net"]) == []
-    means = [
-        sum(line["loss"] for line in tiny.lines(tmp_path / "1", "train")[:4]) / 4,
-        tiny.lines(tmp_path / "4", "train")[0]["loss"],
-    ]
-    assert means[1] == pytest.approx(means[0], abs=2e-6)
+    each = [line["loss"] for line in tiny.lines(tmp_path / "1", "train")]
+    mean = tiny.lines(tmp_path / "4", "train")[0]["loss"]
+    assert mean == pytest.approx(sum(each[:4]) / 4, abs=2e-6)
 
 
 def test_eval_steps_is_the_length_of_the_curve(tmp_path):
     for steps, expected in ((0, 3), (2, 2), (5, 5)):
         summary = tiny.run(tmp_path / str(steps), train={"eval_steps": steps, "steps": 5})
-        assert (
-            len(summary["test"]["curve"])
-            == len(tiny.lines(tmp_path / str(steps), "val")[0]["curve"])
-            == expected
-        )
+        validation = tiny.lines(tmp_path / str(steps), "val")[0]
+        assert len(summary["test"]["curve"]) == len(validation["curve"]) == expected
         assert summary["test"]["steps"] == expected
     assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in "05")) == []
 
 
 def test_eval_average_moves_the_answer_and_nothing_else(tmp_path):
-    one, four = (
-        tiny.run(
-            tmp_path / str(k),
-            train={"eval_average": k, "eval_steps": 4, "eval_every": 10, "batch_size": 32},
-            data={"test_rows": 200},
-        )
-        for k in (1, 4)
-    )
-    assert (
-        one["test"]["curve"] == four["test"]["curve"]
-        and one["test_halting"] == four["test_halting"]
-    )
+    train = {"eval_steps": 4, "eval_every": 10, "batch_size": 32}
+    rows = {"test_rows": 200}
+    one = tiny.run(tmp_path / "1", train=train | {"eval_average": 1}, data=rows)
+    four = tiny.run(tmp_path / "4", train=train | {"eval_average": 4}, data=rows)
+    assert one["test"]["curve"] == four["test"]["curve"]
+    assert one["test_halting"] == four["test_halting"]
     assert one["test"]["cells"] != four["test"]["cells"]
     assert tiny.differences(*(tiny.checkpoint(tmp_path / name)["net"] for name in "14")) == []
 
 
 def test_ckpt_minutes_is_the_time_between_checkpoints(tmp_path, monkeypatch):
     save, saved = training.save, []
-    monkeypatch.setattr(
-        training, "save", lambda path, state: (saved.append(path.name), save(path, state))
-    )
+
+    def save_and_note(path, state):
+        saved.append(path.name)
+        save(path, state)
+
+    monkeypatch.setattr(training, "save", save_and_note)
     tiny.run(tmp_path / "a", train={"ckpt_minutes": 0.0})
     assert saved.count("ckpt.pt") == 10
     saved.clear()
@@ -627,12 +629,12 @@ def test_ckpt_minutes_is_the_time_between_checkpoints(tmp_path, monkeypatch):
 def test_patience_counts_validations_without_a_better_one(tmp_path, monkeypatch):
     figures = iter([0.1, 0.3, 0.2, 0.3, 0.1, 0.9])  # equal is not better
 
-    def fake(net, split, cfg, world, rows=0, adaptive=False, progress=""):
+    def fake(task, net, split, cfg, world, rows=0, adaptive=False, progress=""):
         exact = next(figures) if progress == "validation" else 0.5
         half = {"exact": exact, "cells": 0.5, "valid": 0.0, "steps": 3.0, "n": 10}
         return half | {"curve": [exact] * 3, "halting": dict(half), "verdict": {}}
 
-    monkeypatch.setattr(training, "evaluate", fake)
+    monkeypatch.setattr(Task, "evaluate", fake)
     summary = tiny.run(tmp_path, train={"steps": 40, "eval_every": 2, "patience": 3})
     assert [line["exact"] for line in tiny.lines(tmp_path, "val")] == [0.1, 0.3, 0.2, 0.3, 0.1]
     assert (summary["steps"], summary["best_step"], summary["val"]["exact"]) == (10, 4, 0.3)
@@ -647,37 +649,36 @@ def test_device_and_dtype_choose_where_and_in_what_to_compute(monkeypatch):
     for dtype in ("float32", "bfloat16"):
         assert make_world(TrainConfig(device="cpu", dtype=dtype)).dtype == getattr(torch, dtype)
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(training, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(runs, "cpu_has_bf16", lambda has=has: has)
         assert make_world(TrainConfig(device="cpu")).dtype == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert make_world(TrainConfig(device="auto")).device.type == "cpu"
     for device in ("cuda", "mps"):
-        with pytest.raises(
-            UserError,
-            match=f"^train.device = '{device}', but this machine has none; use --train.device=auto$",
-        ):
+        with pytest.raises(UserError) as error:
             make_world(TrainConfig(device=device))
+        assert f"train.device = '{device}'" in str(error.value)
+        assert "this machine has none; use --train.device=auto" in str(error.value)
 
 
 def test_dtype_moves_the_activations_and_not_the_weights(tmp_path):
     for dtype in ("float32", "bfloat16"):
         tiny.run(tmp_path / dtype, train={"dtype": dtype, "steps": 2})
     fp32, bf16 = (tiny.checkpoint(tmp_path / dtype) for dtype in ("float32", "bfloat16"))
-    assert (
-        fp32["processes"][0]["carry"]["y"].dtype == torch.float32
-        and bf16["processes"][0]["carry"]["y"].dtype == torch.bfloat16
-    )
+    assert fp32["processes"][0]["carry"]["y"].dtype == torch.float32
+    assert bf16["processes"][0]["carry"]["y"].dtype == torch.bfloat16
     assert {v.dtype for v in bf16["net"].values()} == {torch.float32}
     assert tiny.differences(fp32["net"], bf16["net"]) != []
 
 
 def test_compile_compiles_the_recursive_net_and_its_averaged_twin(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda module, **options: compiled.append(type(module).__name__)
-    )
+
+    def note(module, **options):
+        compiled.append(type(module).__name__)
+
+    monkeypatch.setattr(nn.Module, "compile", note)
     tiny.run(tmp_path / "on", train={"compile": "on", "steps": 1}, model={"two_nets": True})
     assert compiled == ["Net"] * 4
     compiled.clear()
@@ -716,13 +717,12 @@ def test_wandb_hears_every_line_and_the_summary(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     summary = tiny.run(tmp_path / "seed0", train={"wandb": "mazes"})
     assert heard.started["project"] == "mazes" and heard.started["config"]["train.wandb"] == "mazes"
-    assert [step for step, _ in heard.lines] == [
-        line["step"] for line in tiny.lines(tmp_path / "seed0")
-    ]
-    assert heard.lines[0][1]["train/loss"] == pytest.approx(
-        tiny.lines(tmp_path / "seed0", "train")[0]["loss"], abs=1e-6
-    )
-    assert heard.summary["test/exact"] == summary["test"]["exact"] and heard.finished == 1
+    written = tiny.lines(tmp_path / "seed0")
+    assert [step for step, _ in heard.lines] == [line["step"] for line in written]
+    first = tiny.lines(tmp_path / "seed0", "train")[0]
+    assert heard.lines[0][1]["train/loss"] == pytest.approx(first["loss"], abs=1e-6)
+    assert heard.summary["test/exact"] == summary["test"]["exact"]
+    assert heard.finished == 1
 
 
 # ---------------------------------------------------------------- no key without a row
@@ -754,9 +754,8 @@ ELSEWHERE = {  # keys whose rows are tests of their own, above
 
 
 def test_every_training_key_has_a_row():
-    assert {row[0] for row in UPDATES} | ELSEWHERE.keys() == {
-        f.name for f in dataclasses.fields(TrainConfig)
-    }
+    keys = {f.name for f in dataclasses.fields(TrainConfig)}
+    assert {row[0] for row in UPDATES} | ELSEWHERE.keys() == keys
     covered = {
         "grokfast": {"none", "ema", "ma", "highpass"},
         "device": {"auto", "cpu", "cuda", "mps"},
@@ -764,10 +763,8 @@ def test_every_training_key_has_a_row():
         "dtype": {"auto", "float32", "bfloat16"},
     }
     for key, choices in CHOICES.items():
-        rows = covered.get(key) or {row[1] for row in UPDATES if row[0] == key} | {
-            getattr(TrainConfig(), key)
-        }
-        assert rows == set(choices), f"a choice of {key} without a row"
+        rows = {row[1] for row in UPDATES if row[0] == key} | {getattr(TrainConfig(), key)}
+        assert covered.get(key, rows) == set(choices), f"a choice of {key} without a row"
 
 
 def test_impossible_training_values_are_named():
@@ -807,12 +804,24 @@ def test_impossible_training_values_are_named():
     assert problems(batch_size=10, accumulate=4) == ["accumulate"]
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_in_batches_is_torchs_muon(nesterov):
+# ---------------------------------------------------------------- Muon
+
+MUON = [
+    {"nesterov": True},
+    {"nesterov": False},
+    {"adjust_lr_fn": "original"},
+    {"adjust_lr_fn": "match_rms_adamw"},
+    {"eps": 50.0},  # larger than any norm: the iteration starts from smaller matrices
+]
+
+
+@pytest.mark.parametrize("changes", MUON, ids=str)
+def test_muon_in_batches_is_torchs_muon(changes):
     g = torch.Generator().manual_seed(0)
-    start = [torch.randn(*shape, generator=g) for shape in ((8, 4), (4, 8), (8, 4), (6, 6))]
-    ours, theirs = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
-    options = {"lr": 0.1, "momentum": 0.8, "nesterov": nesterov, "ns_steps": 3, "weight_decay": 0.1}
+    shapes = (8, 4), (4, 8), (8, 4), (6, 6)
+    start = [torch.randn(*shape, generator=g) for shape in shapes]
+    ours, theirs = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    options = {"lr": 0.1, "momentum": 0.8, "ns_steps": 3, "weight_decay": 0.1} | changes
     a, b = Muon(ours, **options), torch.optim.Muon(theirs, **options)
     for _ in range(3):
         for p, q in zip(ours, theirs):
@@ -823,3 +832,16 @@ def test_muon_in_batches_is_torchs_muon(nesterov):
         assert (p - q).norm() < 0.02 * (q - w).norm()  # torch iterates in bf16
     assert a.state_dict()["state"].keys() == b.state_dict()["state"].keys()
     b.load_state_dict(a.state_dict())  # and a run may go over to torch's
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (4, 8)])
+def test_adjust_lr_fn_scales_the_step_of_muon(shape):
+    moved = {}
+    for kind in (None, "original", "match_rms_adamw"):
+        p = nn.Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        Muon([p], lr=0.1, weight_decay=0.0, adjust_lr_fn=kind).step()
+        moved[kind] = p.detach()
+    assert torch.equal(moved[None], moved["original"])
+    ratio = 0.2 * 8**0.5 / max(1, shape[0] / shape[1]) ** 0.5
+    torch.testing.assert_close(moved["match_rms_adamw"], ratio * moved[None])
