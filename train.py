@@ -276,7 +276,7 @@ def make_run(cfg: Config, folder: Path, world: World, dataset: data.Dataset) -> 
     torch.manual_seed(cfg.seed)
     net = cfg.task.make_net(cfg, dataset.shape, world.dtype).to(world.device)
     flop = cfg.task.flop(cfg, net)
-    if not (folder / "ckpt.pt").exists():
+    if not os.path.exists(folder / "ckpt.pt"):  # Path.exists raises where we may not look
         cfg.task.prepare(net, cfg, dataset)
     ema = make_ema(net, tc.ema, tc.ema_warmup) if tc.ema else None
     grokfast = None
@@ -565,7 +565,7 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
     """
     folder = Path(folder)
     world = make_world(cfg.train)
-    if os.path.exists(folder / "config.toml"):  # Path.exists raises where we may not look
+    if os.path.exists(folder / "config.toml"):
         check_same(folder, cfg)
     if os.path.exists(folder / "summary.json"):
         summary = json.loads((folder / "summary.json").read_text())

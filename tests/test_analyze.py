@@ -11,10 +11,11 @@ import pytest
 import tiny
 
 import analyze
-import bench
+import made_up
 import stats
 import train
-from config import to_toml
+from config import FREE, to_toml
+from evaluate import evaluate
 
 
 def fake(
@@ -164,8 +165,8 @@ def test_a_key_that_an_older_version_did_not_have_keeps_no_runs_apart(tmp_path):
     for seed in (0, 1):
         folder = fake(tmp_path / f"runs/maze/seed{seed}", 0.9, seed=seed)
     config = (folder / "config.toml").read_text()
-    assert 'plant = "van_der_pol"' in config
-    (folder / "config.toml").write_text(config.replace('plant = "van_der_pol"\n', ""))
+    assert "lr_floor = 0.05" in config
+    (folder / "config.toml").write_text(config.replace("lr_floor = 0.05\n", ""))
     (folder.parent / "seed2").mkdir()
     (folder.parent / "seed2/failed.txt").write_text("no space left")  # without any config
     table, text = run(tmp_path)
@@ -265,7 +266,7 @@ def test_a_real_run_can_be_analysed(tmp_path):
     assert (
         row["parameters"] == 3298
         and row["test_puzzles"] == "10"
-        and row["train_seconds"] > 0
+        and row["steps_per_second"] > 0
         and row["note"] == ""
     )
 
@@ -287,7 +288,7 @@ def test_bad_input_ends_in_one_sentence(words, says, tmp_path, monkeypatch, caps
 
 
 def test_keys_that_may_differ_between_seeds_are_those_that_may_differ_on_resume():
-    assert analyze.SHARED == train.FREE | {"seed"}
+    assert analyze.SHARED == FREE | {"seed"}
 
 
 def test_analyze_needs_no_torch():
@@ -721,10 +722,10 @@ def test_a_run_that_never_generalises_is_said_so_and_averaged_nowhere(tmp_path):
 
 def test_the_first_time_counts_and_95_percent_is_enough():
     steps = np.arange(1, 7)
-    assert stats.first_reached(steps, np.array([0.1, 0.94, 0.95, 0.2, 1.0, 1.0])) == 3
+    assert stats.time_to_threshold(steps, np.array([0.1, 0.94, 0.95, 0.2, 1.0, 1.0])) == 3
     assert (
-        stats.first_reached(steps, np.full(6, 0.949))
-        == stats.first_reached(np.zeros(0), np.zeros(0))
+        stats.time_to_threshold(steps, np.full(6, 0.949))
+        == stats.time_to_threshold(np.zeros(0), np.zeros(0))
         == np.inf
     )
     assert np.isnan(stats.ratio(np.array([2.0, np.inf]), np.array([1.0, 1.0]))).all()
@@ -813,7 +814,7 @@ def test_accuracy_at_other_depths_needs_no_retraining(tmp_path, monkeypatch, cap
         )
     cfg, net, _ = train.load_run(tmp_path / "runs/classify/seed1")
     net.cfg = dataclasses.replace(cfg.model, T=1, n=4)
-    other = train.evaluate(net, train.data.load(cfg.data).test, cfg, train.make_world(cfg.train))
+    other = evaluate(net, train.data.load(cfg).test, cfg, train.make_world(cfg.train))
     assert (
         found[1, 4, 1] == pytest.approx(other["exact"], abs=1e-6)
         and found[1, 4, 1] != found[1, 1, 1] != found[2, 1, 1]
@@ -847,7 +848,7 @@ def test_depths_of_nothing_or_of_several_configurations_are_refused(tmp_path, ca
 
 
 def test_made_up_runs_of_the_benchmark_are_read_whole(tmp_path):
-    bench.made_up_runs(tmp_path / "runs", 6, 300, puzzles=50)
+    made_up.made_up_runs(tmp_path / "runs", 6, 300, puzzles=50)
     runs = analyze.load_runs([tmp_path / "runs"])
     assert len(runs) == 6 and all(
         len(r.train["step"]) == 297 and len(r.val["step"]) == 3 and not r.problem and not r.notes

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import bench
 from layers import RMSNorm
-from model import TRM, ModelConfig, Shape, trm_loss
+from model import ModelConfig, Shape, net_flop, step_calls, trm_loss
 
 SMALL = {"dim": 16, "n_layers": 2, "heads": 2, "T": 2, "n": 2, "multiple": 8, "expansion": 2.0}
 NETS = [
@@ -27,7 +27,7 @@ NETS = [
 def a_net(model: dict) -> tuple:
     cfg = tiny.config(model=tiny.ENTRY["model"] | SMALL | model, train={"batch_size": 3})
     torch.manual_seed(1)
-    net = TRM(cfg.model, Shape(16, 6, 1, 2, 2))
+    net = cfg.task.make_net(cfg, cfg.task.shape(cfg.data), torch.float32)
     batch = {k: torch.randint(low, 6, (3, 16)) for k, low in (("inputs", 1), ("labels", 2))} | {
         "puzzle": torch.zeros(3, dtype=torch.long)
     }
@@ -81,15 +81,15 @@ def test_rms_norm_and_its_gradient_are_those_of_torch(dtype):
     ],
 )
 def test_flop_of_known_nets(name, model, shape, batch, tera):
-    assert bench.net_flop(ModelConfig(**model), shape, batch) / 1e12 == pytest.approx(
+    assert net_flop(ModelConfig(**model), shape, batch) / 1e12 == pytest.approx(
         tera, rel=1e-3
     )
 
 
 def test_flop_follow_the_recursion():
-    assert bench.step_calls(ModelConfig()) == 35  # (T + 2) (n + 1)
-    assert bench.step_calls(ModelConfig(grad_cycles=3)) == 63
-    assert bench.step_calls(ModelConfig(continue_loss=True)) == 56
+    assert step_calls(ModelConfig()) == 35  # (T + 2) (n + 1)
+    assert step_calls(ModelConfig(grad_cycles=3)) == 63
+    assert step_calls(ModelConfig(continue_loss=True)) == 56
 
 
 def test_arms_are_measured_and_written_down(tmp_path, capsys):

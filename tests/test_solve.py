@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 import data
-import puzzles
 import solve
+import tasks
 from evaluate import evaluate
-from train import World, load_run
+from runs import World
+from tasks import puzzles
+from train import load_run
 
 MAZE = "S   #\n### #\n#   #\n# ###\n#   G"
+SUDOKU_TASK = tasks.get("sudoku")
 SUDOKU, SOLVED = "12.. ..12 .1.. 4..1".replace(" ", ""), "1234341221434321"
 
 
@@ -42,17 +45,15 @@ def runs(tmp_path_factory):
 def trace(task, question, answers, label=None):
     """A trace of given answers, written as text."""
 
+    def token(char):
+        return puzzles.MAZE.index(char) + 1 if task == "maze" else int(char.replace(".", "0")) + 1
+
     def tokens(text):
-        return np.array(
-            [
-                puzzles.MAZE.index(c) + 1 if task == "maze" else int(c.replace(".", "0")) + 1
-                for c in text
-            ],
-            dtype=np.uint8,
-        )
+        return np.array([token(char) for char in text], dtype=np.uint8)
 
     return solve.Trace(
-        task,
+        tasks.get(task),
+        tasks.get(task).Config(),
         tokens(question),
         np.stack([tokens(a) for a in answers]),
         np.linspace(0.1, 0.9, len(answers)),
@@ -61,13 +62,22 @@ def trace(task, question, answers, label=None):
     )
 
 
+def draw(cfg, seed, count=1):
+    return cfg.task.draw_puzzle(cfg, seed, 0, count)
+
+
+def kinds(t, step):
+    rows, cols = t.sides()
+    return t.kinds(step).reshape(rows, cols).tolist()
+
+
 @pytest.mark.parametrize("name", ["maze", "random", "sudoku"])
 def test_answers_are_those_that_evaluate_scores(runs, name):
     cfg, net, _ = load_run(runs / name)
-    question, _ = solve.draw_puzzle(cfg, seed=5)
-    answers = solve.solve(cfg, net, question, steps=3).answers
+    question, _ = draw(cfg, seed=5)
+    answers = solve.solve(cfg.task, cfg, net, question, steps=3).answers
     for wanted in answers:
-        split = data.Split(question[None], wanted[None], cfg.data.size)
+        split = data.Split(question[None], wanted[None])
         curve = evaluate(net, split, cfg, World(0, 1, torch.device("cpu"), torch.float32, False))[
             "curve"
         ]
@@ -80,9 +90,9 @@ def test_the_last_answer_is_averaged_where_evaluation_averages(runs):
         net.head.weight.normal_(0, 3.0)  # answers that change from step to step
     averaged, differ = replace(cfg, train=replace(cfg.train, eval_average=3)), 0
     for seed in range(8):
-        question, _ = solve.draw_puzzle(cfg, seed)
-        own, answers = (solve.solve(c, net, question, steps=3).answers for c in (cfg, averaged))
-        split = data.Split(question[None], answers[-1:], cfg.data.size)
+        question, _ = draw(cfg, seed)
+        own, answers = (solve.solve(cfg.task, c, net, question, steps=3).answers for c in (cfg, averaged))
+        split = data.Split(question[None], answers[-1:])
         result = evaluate(
             net, split, averaged, World(0, 1, torch.device("cpu"), torch.float32, False)
         )
@@ -164,33 +174,32 @@ def test_halting_sentence_names_the_step_and_whether_the_answer_still_changed():
 
 def test_cells_are_told_apart():
     t = trace("maze", "S G #    ", ["S Go    o", "SoG #   o"], "SoG #    ")
-    assert solve.kinds(t, 0).tolist() == [
+    assert kinds(t, 0) == [
         ["start", "free", "goal"],
         ["free", "wall", "free"],
         ["free", "free", "free"],
     ]
-    assert solve.kinds(t, 1).tolist() == [
+    assert kinds(t, 1) == [
         ["start", "missing", "goal"],
         ["stray", "stray", "free"],
         ["free", "free", "stray"],
     ]
-    assert solve.kinds(t, 2).tolist() == [
+    assert kinds(t, 2) == [
         ["start", "new", "goal"],
         ["free", "wall", "free"],
         ["free", "free", "stray"],
     ]
     t.label = None  # only what the question forbids is wrong then
-    assert solve.kinds(t, 1).tolist() == [
+    assert kinds(t, 1) == [
         ["start", "free", "goal"],
         ["new", "stray", "free"],
         ["free", "free", "new"],
     ]
     t = trace("sudoku", SUDOKU, ["22" + SOLVED[2:-2] + "41", SOLVED], SOLVED)
-    assert solve.kinds(t, 0).tolist()[0] == ["given", "given", "blank", "blank"]
-    assert solve.kinds(t, 1).tolist()[0] == ["wrong", "given", "new", "new"] and solve.kinds(
-        t, 1
-    ).tolist()[3] == ["given", "new", "wrong", "given"]
-    assert solve.kinds(t, 2).tolist()[3] == ["given", "digit", "new", "given"]
+    assert kinds(t, 0)[0] == ["given", "given", "blank", "blank"]
+    assert kinds(t, 1)[0] == ["wrong", "given", "new", "new"]
+    assert kinds(t, 1)[3] == ["given", "new", "wrong", "given"]
+    assert kinds(t, 2)[3] == ["given", "filled", "new", "given"]
 
 
 def test_a_puzzle_may_come_as_word_file_or_standard_input(runs, tmp_path, monkeypatch, capsys):
@@ -203,11 +212,11 @@ def test_a_puzzle_may_come_as_word_file_or_standard_input(runs, tmp_path, monkey
     assert len(set(outputs)) == 1
     cfg = tiny.config(data={"task": "maze", "size": 5}, model={"mixer": "conv"})
     assert (
-        solve.parse(cfg, "S #\n\n #G") == solve.parse(cfg, "S #    #G")
+        cfg.task.parse(cfg, "S #\n\n #G") == cfg.task.parse(cfg, "S #    #G")
     ).all()  # trailing spaces may be lost
     assert (
-        solve.parse(tiny.config(), "12 .. 0012\n.1..\n40 01\n")
-        == solve.parse(tiny.config(), SUDOKU)
+        SUDOKU_TASK.parse(tiny.config(), "12 .. 0012\n.1..\n40 01\n")
+        == SUDOKU_TASK.parse(tiny.config(), SUDOKU)
     ).all()
 
 
@@ -222,19 +231,19 @@ def test_a_net_whose_weights_fit_any_size_takes_other_mazes_and_more_steps(
 
 def test_new_puzzles_follow_the_seed_and_are_none_of_the_test_split(runs):
     cfg, _, _ = load_run(runs / "sudoku")
-    draws = [solve.draw_puzzle(cfg, seed)[0] for seed in (0, 0, 1, 2)]
+    draws = [draw(cfg, seed)[0] for seed in (0, 0, 1, 2)]
     assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
-    test = data.load(cfg.data).test.inputs
+    test = data.load(cfg).test.inputs
     assert not any((draw == row).all() for draw in draws for row in test)
-    most, source = solve.draw_puzzle(cfg, 0, count=8)
+    most, source = draw(cfg, 0, count=8)
     assert "fewest givens of 8 new ones" in source and (most == 1).sum() >= (draws[0] == 1).sum()
 
 
 def test_a_run_on_a_file_shows_rows_of_its_test_file(tmp_path):
     (tmp_path / "test.csv").write_text(f"question,answer\n{SOLVED},{SOLVED}\n{SUDOKU},{SOLVED}\n")
     cfg = tiny.config(data={"test_path": str(tmp_path / "test.csv")})
-    question, source = solve.draw_puzzle(cfg, seed=3)
-    assert data.decode("sudoku", question) == SUDOKU and source == "row 2 of test.csv"
+    question, source = draw(cfg, seed=3)
+    assert puzzles.decode("sudoku", question) == SUDOKU and source == "row 2 of test.csv"
 
 
 def test_a_puzzle_without_a_label_is_answered_all_the_same(runs, tmp_path, capsys):
@@ -262,11 +271,11 @@ def test_hero_picture_needs_a_finished_run_and_writes_nothing_else(runs, tmp_pat
     [
         (
             ["maze", "53..7...."],
-            "the puzzle looks like a sudoku, but this net was trained on maze puzzles",
+            "the puzzle looks like no maze, but this net was trained on mazes",
         ),
         (
             ["sudoku", "#S G"],
-            "the puzzle looks like a maze, but this net was trained on sudoku puzzles",
+            "the puzzle looks like a maze, but this net was trained on Sudokus",
         ),
         (["maze", "S" + 24 * " "], "the puzzle has 0 cells G, expected exactly one"),
         (["maze", "SG" * 8], "the puzzle has 8 cells S, expected exactly one"),
