@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import runs
-import slurm
-import submitit_launch as launcher
 import tiny
-from data import UserError
-from slurm import SlurmConfig, minutes, parameters, slurm_config
 from test_train import LONG, wait_for_step
-from train import Config, load_config
+
+import runs
+import submitit_launch as launcher
+from config import SlurmConfig, UserError, load_config, minutes, slurm_config
+from submitit_launch import parameters
+from train import Config
 
 LONG_RUN = {
     "model": {"n_sup": 4, "explore": 0.5, "n": 2},
@@ -396,7 +396,7 @@ def test_without_git_the_program_is_copied(clone, here):
 
 def test_a_run_of_a_copy_knows_the_commit_it_was_made_from(here, monkeypatch):
     tiny.entry(here, train={"steps": 2})
-    monkeypatch.setattr(launcher.train, "commit", lambda: "c0ffee+")
+    monkeypatch.setattr(launcher, "commit", lambda: "c0ffee+")
     assert launch("sweeps/small", "--local") == 0
     (at,) = Path("runs/.launch").iterdir()
     summary = json.loads(Path("runs/small/tiny/seed0/summary.json").read_text())
@@ -428,6 +428,7 @@ def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
         "stopped by SIGTERM after step 3; runs/x/ckpt.pt is complete, the same command continues\n"
         "slurmstepd: error: *** STEP 7.0 ON node CANCELLED AT 2026-11-21T10:00:00 ***\n"
     )
+    launcher.note_stop(plans["halfway"].folder, signal.SIGTERM)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     # 7_5 is another cluster's job of this number
     lines_of(capsys)
@@ -468,7 +469,7 @@ def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
         and "            Traceback (most recent call last):" in out
     )
     assert (
-        states["halfway"].startswith(": at step 0 of 10: stopped by SIGTERM after step 3")
+        states["halfway"].startswith(": at step 0 of 10: stopped by SIGTERM")
         and "% exact" in states["done"]
     )
     assert states["another"] == ": it left no log; cancelled before it began?"
@@ -498,7 +499,7 @@ def test_a_queue_that_does_not_answer_is_an_error_not_an_empty_queue(monkeypatch
         UserError,
         match="squeue failed, so nobody knows which runs are queued: squeue: error: Unable to contact",
     ):
-        slurm.queue()
+        launcher.queue()
 
 
 def test_a_job_that_came_back_often_enough_does_not_come_back_again(monkeypatch):
@@ -566,7 +567,7 @@ def test_ctrl_c_lets_local_runs_save_and_the_same_command_continues_to_the_same_
     for folder in folders:
         wait_for_step(folder, 5, process)
     assert (
-        launcher.look_all(launcher.plan([Path("sweeps/small")], "0,1", {}, local=True))
+        launcher.states_of(launcher.plan([Path("sweeps/small")], "0,1", {}, local=True))
         == [("running", "on this machine")] * 2
     )
     process.send_signal(signal.SIGINT)
@@ -677,7 +678,7 @@ def fates(cluster):
             name
         ]
         subprocess.run(["scancel", *words, job_of(folder[name])], check=True)
-    until(lambda: not slurm.queue(), "the queue does not become empty")
+    until(lambda: not launcher.queue(), "the queue does not become empty")
     return folder
 
 
