@@ -226,7 +226,7 @@ class Ours:
     """The step of train.py."""
 
     def __init__(self, cfg: Config, net: torch.nn.Module, batch: dict[str, Tensor]):
-        dataset = SimpleNamespace(shape=cfg.task.shape(cfg.data))
+        dataset = SimpleNamespace(shape=cfg.task.shape(cfg))
         self.run = make_run(cfg, Path(), make_world(cfg.train), dataset)
         self.run.net.load_state_dict(net.state_dict())
         self.feed = itertools.repeat(batch)
@@ -374,7 +374,7 @@ def measure(cfg: Config, names: list[str], rounds: int, insist: bool) -> dict:
     insist: run bf16 even on a CPU without bf16 units.
     """
     world = make_world(cfg.train)
-    shape, B = cfg.task.shape(cfg.data), cfg.train.batch_size
+    shape, B = cfg.task.shape(cfg), cfg.train.batch_size
     torch.manual_seed(cfg.seed)
     net = cfg.task.make_net(cfg, shape, torch.float32).to(world.device)
     batch = made_up_batch(cfg, shape, world.device)

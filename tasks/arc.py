@@ -1,8 +1,13 @@
 """Task `arc`: rules told by examples, from ARC files or invented.
 
 An encoder (encoders.py) reads the demonstration pairs of a task into the prefix of the net, or a
-row of an embedding stands for the task. Files, augmentation, episodes and votes are in
-tasks/episodes.py; figures in tasks/arc_report.py; decision trees in tasks/arc_rules.py.
+row of an embedding stands for the task. The libraries:
+
+    tasks/arc_tasks.py    files, canvas, augmentation, generated rules
+    tasks/episodes.py     splits, episodes, votes
+    tasks/conditioned.py  a net and its encoder as one
+    tasks/arc_report.py   figures of a trained net
+    tasks/arc_rules.py    the decision trees of the encoder experiments; arc_plots.py their plots
 """
 
 from collections.abc import Iterator
@@ -12,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from tasks import episodes
+from tasks.arc_tasks import ArcConfig
 from tasks.base import DataConfig, Dataset, Split, Task
-from tasks.episodes import ArcConfig, ArcData
+from tasks.episodes import ArcData
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Arc(Task):
             ds.card["validation"] = (
                 "queries of the training tasks: it chooses what is best remembered"
             )
-        val, test = (as_split(ds, cfg.arc, part) for part in (asked, ds.test))
+        val, test = as_split(ds, cfg.arc, asked), as_split(ds, cfg.arc, ds.test)
         return ArcDataset(None, val, test, ds.card, ds.shape, ds)
 
     def draw(self, dataset: ArcDataset, cfg, size: int, seed: int, step: int, mine: slice) -> dict:
@@ -92,17 +98,23 @@ class Arc(Task):
 
     # ------------------------------------------------------------ the net
 
+    def shape(self, cfg) -> dict:
+        """The shape if the files have as many tasks as the configuration asks for."""
+        arc = cfg.arc
+        count = arc.train_tasks + arc.val_tasks + arc.test_tasks
+        return episodes.shape_of(arc, max(1, count))
+
     def make_net(self, cfg, shape: dict, compute):
         if cfg.encoder.kind == "none":
             return super().make_net(cfg, shape, compute)
-        from encoders import Conditioned
+        from tasks.conditioned import Conditioned
 
         return Conditioned(cfg.model, cfg.encoder, shape, cfg.arc.demos, compute)
 
     def prepare(self, net, cfg, dataset: ArcDataset) -> None:
         """Take the decoder from another run, which may not have seen a held-out task."""
         if cfg.encoder.decoder:
-            from encoders import load_decoder
+            from tasks.conditioned import load_decoder
 
             ds = dataset.arc
             held_out = {ds.tasks[t].id for part in (ds.val, ds.test) for t in part}
@@ -121,18 +133,20 @@ class Arc(Task):
         return {"arc": found}, {"answers.npz": answers}
 
     def sentence(self, summary: dict) -> str:
-        train, held = summary["arc"]["train"], summary["arc"]["test"]
-        wrong, context = held.get("context", {}), ""
+        train, held_out = summary["arc"]["train"], summary["arc"]["test"]
+        baseline, minutes = summary["baseline"], summary["seconds"]["train"] / 60
+        wrong = held_out.get("context", {})
+        with_wrong = ""
         for key, words in (("shuffled", "another task's context"), ("zero", "none")):
             if key in wrong:
-                context += f", {100 * wrong[key]:.1f} % with {words}"
-        baseline, trained = summary["baseline"], summary["seconds"]["train"] / 60
+                with_wrong += f", {100 * wrong[key]:.1f} % with {words}"
         return (
-            f"held-out tasks {100 * held['exact']:.1f} % exact (n = {held['n']}){context}, "
-            f"{episodes.sentence(held)}; training tasks {100 * train['exact']:.1f} % "
-            f"(n = {train['n']}), {episodes.sentence(train)}; {summary['data']['baseline_is']}: "
-            f"{100 * baseline['exact']:.1f} % exact, {100 * baseline['cells']:.1f} % of cells; "
-            f"{summary['chosen']}: step {summary['best_step']}; trained {trained:.1f} min"
+            f"held-out tasks {100 * held_out['exact']:.1f} % exact (n = {held_out['n']})"
+            f"{with_wrong}, {episodes.vote_sentence(held_out)}; training tasks "
+            f"{100 * train['exact']:.1f} % (n = {train['n']}), {episodes.vote_sentence(train)}; "
+            f"{summary['data']['baseline_is']}: {100 * baseline['exact']:.1f} % exact, "
+            f"{100 * baseline['cells']:.1f} % of cells; {summary['chosen']}: "
+            f"step {summary['best_step']}; trained {minutes:.1f} min"
         )
 
     def brief(self, summary: dict) -> str:
@@ -148,19 +162,19 @@ def encoder_problems(model, arc: ArcConfig, encoder) -> Iterator[tuple[str, str,
     """What does not go together with an encoder."""
     from encoders import FAMILY
 
-    reader, _, join = FAMILY[encoder.kind]
-    if reader and arc.mode == "embed":
+    kind = FAMILY[encoder.kind]
+    if kind.reader and arc.mode == "embed":
         expected = "'none', 'lookup' or 'one_hot' with arc.mode = 'embed': it has no demonstrations"
         yield "encoder", "kind", expected
-    if join == "puzzle table" and arc.mode != "embed":
+    if kind.join == "puzzle table" and arc.mode != "embed":
         expected = f"another one with arc.mode = {arc.mode!r}: 'lookup' has a row per puzzle id"
         yield "encoder", "kind", f"{expected}, which arc.mode = 'embed' gives"
-    need = 2 * arc.demos * arc.side**2
-    if join == "cells" and model.prefix != need:
+    cells = 2 * arc.demos * arc.side**2
+    if kind.join == "cells" and model.prefix != cells:
         sizes = "2 x arc.demos x arc.side x arc.side positions"
-        yield "model", "prefix", f"{need} with encoder.kind = 'cells': {sizes}"
-    joined = join in ("recursion", "set", "carried set")
-    if joined and encoder.heads > 0 and model.dim % (2 * encoder.heads):
+        yield "model", "prefix", f"{cells} with encoder.kind = 'cells': {sizes}"
+    has_blocks = kind.join in ("recursion", "set", "carried set")
+    if has_blocks and encoder.heads > 0 and model.dim % (2 * encoder.heads):
         expected = f"a number that divides model.dim = {model.dim} into an even width per head"
         yield "encoder", "heads", expected
     if encoder.frozen and (encoder.freeze_steps or encoder.lr != 1):

@@ -190,18 +190,18 @@ class Task:
         card = (
             self.card(data) | card | _prefixed("train", train_card) | _prefixed("test", test_card)
         )
-        return self.finish(data, train, val, test, card)
+        return self.finish(cfg, train, val, test, card)
 
     def card(self, data) -> dict:
         """The first lines of the card."""
         return {"task": self.name, "augmentation": "none"}
 
-    def finish(self, data, train: Split | None, val: Split, test: Split, card: dict) -> Dataset:
+    def finish(self, cfg, train: Split | None, val: Split, test: Split, card: dict) -> Dataset:
         """The data set of these splits, its card completed."""
         counts = {"val": len(val), "test": len(test)}
         card["rows"] = {"train": "fresh" if train is None else len(train)} | counts
         card["baseline"], card["baseline_is"] = copying(test), self.trivial
-        return Dataset(train, val, test, card, self.shape(data))
+        return Dataset(train, val, test, card, self.shape(cfg))
 
     def source(self, data, split: str, rows: int, avoid=()) -> tuple[Split, dict]:
         """`rows` rows (0: all) of "train", "val" or "test", and their card: of a file, or new ones.
@@ -314,7 +314,7 @@ class Task:
 
     # ------------------------------------------------------------ the net
 
-    def shape(self, data) -> dict:
+    def shape(self, cfg) -> dict:
         """What a net has to know about the data: the fields of model.Shape."""
         raise NotImplementedError
 

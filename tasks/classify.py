@@ -145,15 +145,15 @@ class Classify(Task):
             "baseline_is": self.trivial,
         }
         splits = (Split(inputs[part], labels[part]) for part in (train, val, test))
-        return Dataset(*splits, card, self.shape_of(data, inputs, labels))
+        return Dataset(*splits, card, self.shape_of(cfg, inputs, labels))
 
     def scale(self, inputs: np.ndarray, train: np.ndarray, card: dict) -> np.ndarray:
         """Questions as the net gets them."""
         return inputs
 
-    def shape_of(self, data, inputs: np.ndarray, labels: np.ndarray) -> dict:
+    def shape_of(self, cfg, inputs: np.ndarray, labels: np.ndarray) -> dict:
         """The shape, which a file may decide."""
-        return self.shape(data)
+        return self.shape(cfg)
 
     def make_net(self, cfg, shape: dict, compute):
         from tasks.classifier import Classifier, ClassShape
@@ -217,13 +217,14 @@ class Features(Classify):
         mean, spread = inputs[train].mean(0), inputs[train].std(0)
         return ((inputs - mean) / (spread + 1e-6)).astype(np.float32)
 
-    def shape(self, data) -> dict:
+    def shape(self, cfg) -> dict:
+        data = cfg.data
         kinds = {"features": data.features, "classes": data.classes}
         return {"seq_len": data.feature_tokens, "vocab_size": 0} | kinds
 
-    def shape_of(self, data, inputs: np.ndarray, labels: np.ndarray) -> dict:
+    def shape_of(self, cfg, inputs: np.ndarray, labels: np.ndarray) -> dict:
         found = {"features": inputs.shape[1], "classes": int(labels.max()) + 1}
-        return self.shape(data) | (found if data.train_path else {})
+        return self.shape(cfg) | (found if cfg.data.train_path else {})
 
 
 class Modular(Classify):
@@ -239,8 +240,9 @@ class Modular(Classify):
         card = {"source": f"all {len(inputs)} sums modulo {data.modulus}"}
         return Rows(inputs, labels, left, left - train, test, g.permutation(len(inputs)), card)
 
-    def shape(self, data) -> dict:
-        return {"seq_len": 3, "vocab_size": data.modulus + 1, "classes": data.modulus}
+    def shape(self, cfg) -> dict:
+        p = cfg.data.modulus
+        return {"seq_len": 3, "vocab_size": p + 1, "classes": p}
 
     def extra_columns(self, group, groups: list) -> dict:
         from tasks.grokking import columns

@@ -97,12 +97,12 @@ class Control(Task):
         pairs = scaling(plant, parts["train"]).values()
         scale = tuple(tuple(map(float, part)) for pair in pairs for part in pair)
         splits = (as_split(plant, parts[name]) for name in ("train", "val", "test"))
-        return Dataset(*splits, card, self.shape(data) | {"scale": scale})
+        return Dataset(*splits, card, self.shape(cfg) | {"scale": scale})
 
     # ------------------------------------------------------------ the net
 
-    def shape(self, data) -> dict:
-        return {"seq_len": PLANTS[data.plant].N, "vocab_size": 0}
+    def shape(self, cfg) -> dict:
+        return {"seq_len": PLANTS[cfg.data.plant].N, "vocab_size": 0}
 
     def make_net(self, cfg, shape: dict, compute):
         from tasks.planner import make_planner
@@ -120,7 +120,7 @@ class Control(Task):
         return result | {"halting": halting}
 
     def better(self, result: dict, cfg) -> tuple:
-        """Cheaper is better. The source's labels are not the cheapest plans: there error decides."""
+        """Cheaper is better; where labels are not the cheapest plans, as the source's, closer is."""
         if PLANTS[cfg.data.plant].expert.startswith("source"):
             return (-result["mse"],)
         return -result["primary"], -result["mse"]

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
@@ -75,14 +74,14 @@ class Grid(Task):
             key = "positions" if model.positions == "rope2d" else "mixer"
             need = "a square" if model.mixer == "pool" else "a grid"
             raise UserError(
-                f"model.{key} = {getattr(model, key)!r} needs {need}, but the puzzles have {length} "
-                f"cells, {rows}x{cols}; expected another {key}, or data.size that says otherwise"
+                f"model.{key} = {getattr(model, key)!r} needs {need}, but the puzzles have "
+                f"{length} cells, {rows}x{cols}; expected another {key}, or another data.size"
             )
         shape = {"seq_len": length, "vocab_size": 1 + len(alphabet), "alphabet": alphabet}
         return shape | ({} if square else {"rows": rows, "cols": cols})
 
-    def shape(self, data) -> dict:
-        return self.shape_of_run
+    def shape(self, cfg) -> dict:
+        return self.shape_of_run or self.checked_shape(cfg)
 
     def tokens(self, data, split: str, texts: list[str], where, answer: bool) -> np.ndarray:
         length = self.shape_of_run["seq_len"]

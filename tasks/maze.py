@@ -14,17 +14,14 @@ import numpy as np
 from config import UserError
 from tasks.base import (
     BLUE,
-    CUT,
     FRESH,
     MIDDLE,
-    ORDER,
     REDRAW,
     TEST,
     Dataset,
     RowsConfig,
     Split,
     Task,
-    epoch_rows,
     rng,
 )
 from tasks.puzzles import (
@@ -136,23 +133,24 @@ class Maze(Task):
         val, val_card = self.source(data, "val", data.val_rows or 512, held_out)
         card = self.card(data) | {
             "augmentation": "none: every training maze is new",
-            "split": "a fresh maze that is a validation or test maze, turned or mirrored, is drawn again",
+            "split": "a fresh maze that is a validation or test maze, turned or mirrored, "
+            "is drawn again",
         }
         card |= {f"train_{key}": value for key, value in val_card.items()}
         card |= {f"test_{key}": value for key, value in test_card.items()}
-        return self.finish(data, None, val, test, card)
+        return self.finish(cfg, None, val, test, card)
 
     def card(self, data) -> dict:
         sizes = {"size": data.size, "test_size": data.side("test")}
         return {"task": self.name} | sizes | {"augmentation": "none"}
 
-    def finish(self, data, train, val: Split, test: Split, card: dict) -> MazeData:
-        plain = super().finish(data, train, val, test, card)
+    def finish(self, cfg, train, val: Split, test: Split, card: dict) -> MazeData:
+        plain = super().finish(cfg, train, val, test, card)
         keys = [self.keys(test)] + ([] if train else [self.keys(val)])
         held_out = np.unique(np.concatenate([part.ravel() for part in keys]))
         made = MazeData(**vars(plain), held_out=held_out)
-        if train and data.augment:
-            made.variants = self.solve_variants(data, train, card)
+        if train and cfg.data.augment:
+            made.variants = self.solve_variants(cfg.data, train, card)
         return made
 
     def solve_variants(self, data, train: Split, card: dict) -> Split:
@@ -214,8 +212,8 @@ class Maze(Task):
         pick = g.integers(variants.inputs.shape[1], size=len(row))
         return variants.inputs[row, pick], variants.labels[row, pick]
 
-    def shape(self, data) -> dict:
-        return {"seq_len": data.size**2, "vocab_size": 1 + len(MAZE)}
+    def shape(self, cfg) -> dict:
+        return {"seq_len": cfg.data.size**2, "vocab_size": 1 + len(MAZE)}
 
     def score(self, inputs: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
         return check("maze", inputs, answers)

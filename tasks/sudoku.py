@@ -49,8 +49,8 @@ class SudokuConfig(RowsConfig):
             (low, high), least = givens_range(self), LEAST_GIVENS[self.size]
             if not (low <= high <= self.size**2 and high >= least):
                 key = "givens_max" if self.givens_max else "givens_min"
-                most = f"givens_max = {high} from {least} to {self.size**2}"
-                yield key, f"givens_min = {low} <= givens_max, and {most}"
+                most = f"and the most from {least} to {self.size**2}"
+                yield key, f"fewest clues ({low}) <= most clues ({high}), {most}"
         if not 0 <= self.reveal <= 1:
             yield "reveal", "a share, 0 to 1"
 
@@ -73,7 +73,8 @@ class Sudoku(Task):
     def card(self, data) -> dict:
         return {"task": self.name, "size": data.size, "augmentation": "none"}
 
-    def finish(self, data, train, val: Split, test: Split, card: dict) -> Dataset:
+    def finish(self, cfg, train, val: Split, test: Split, card: dict) -> Dataset:
+        data = cfg.data
         if data.augment:
             rows, cols = BOX[data.size]
             transpose = ", transpose" if rows == cols else ""
@@ -83,7 +84,7 @@ class Sudoku(Task):
         if data.reveal:
             share = f"{data.reveal:.0%} of the training draws"
             card["reveal"] = f"{share} show a random part of their blanks"
-        return super().finish(data, train, val, test, card)
+        return super().finish(cfg, train, val, test, card)
 
     def no_file(self, split: str) -> str:
         return (
@@ -120,9 +121,10 @@ class Sudoku(Task):
 
     # ------------------------------------------------------------ the net
 
-    def shape(self, data) -> dict:
-        rows, cols = BOX[data.size]
-        cells = {"seq_len": data.size**2, "vocab_size": data.size + 2}
+    def shape(self, cfg) -> dict:
+        side = cfg.data.size
+        rows, cols = BOX[side]
+        cells = {"seq_len": side**2, "vocab_size": side + 2}
         return cells | {"box_rows": rows, "box_cols": cols}
 
     def make_net(self, cfg, shape: dict, compute):

@@ -27,7 +27,7 @@ NETS = [
 def a_net(model: dict) -> tuple:
     cfg = tiny.config(model=tiny.ENTRY["model"] | SMALL | model, train={"batch_size": 3})
     torch.manual_seed(1)
-    net = cfg.task.make_net(cfg, cfg.task.shape(cfg.data), torch.float32)
+    net = cfg.task.make_net(cfg, cfg.task.shape(cfg), torch.float32)
     batch = {k: torch.randint(low, 6, (3, 16)) for k, low in (("inputs", 1), ("labels", 2))} | {
         "puzzle": torch.zeros(3, dtype=torch.long)
     }

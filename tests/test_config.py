@@ -8,19 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
-import data
-import tiny
+import tasks
 import train as training
-from arc import ArcConfig
-from config import command_line, flatten, load_config, to_toml
-from data import DataConfig
-from encoders import EncoderConfig
-from model import ModelConfig, Shape
-from planner import PlanConfig
-from train import Config, TrainConfig, main, make_net
+from config import build, command_line, comments, flatten, load_config, read_toml, to_toml
+from model import ModelConfig
+from train import Config, TrainConfig, main
 
+Maze = Config.of("maze")
 ENTRIES = sorted((tiny.ROOT / "sweeps").rglob("*.toml"))
 
 
@@ -76,7 +73,7 @@ def test_the_command_line_overrides_the_entry_which_overrides_its_base(tmp_path)
 
 
 def test_without_anything_the_defaults_hold(tmp_path):
-    assert load_config(Config, write(tmp_path / "empty.toml", ""), {}) == Config()
+    assert load_config(Config, write(tmp_path / "empty.toml", ""), {}) == Maze()
 
 
 def test_the_slurm_table_is_left_to_the_launcher(tmp_path):
@@ -84,7 +81,7 @@ def test_the_slurm_table_is_left_to_the_launcher(tmp_path):
         load_config(
             Config, write(tmp_path / "e.toml", "[slurm]\npartition = 3\nanything = []\n"), {}
         )
-        == Config()
+        == Maze()
     )
 
 
@@ -167,7 +164,7 @@ def test_numbers_may_lack_the_digit_that_toml_demands(tmp_path):
         ("sede = 3", r"{e}: unknown key 'sede', did you mean 'seed'\?"),
         (
             "qqqq = 3",
-            r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train, plan, arc, encoder",
+            r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train",
         ),
         ("model = 3", r"{e}: model = 3, expected a table \[model\]"),
         (
@@ -332,11 +329,11 @@ def test_a_base_has_one_level_and_its_errors_carry_its_name(tmp_path, out, capsy
 @pytest.mark.parametrize(
     "words, key",
     [
-        (["--data.size=5"], "data.size = 5"),
-        (["--data.test_size=6"], "data.test_size = 6"),
-        (["--data.givens_min=17"], "data.givens_min = 17"),
+        (["--data.size=5"], "size = 5"),
+        (["--data.test_size=6"], "data.test_size"),
+        (["--data.givens_min=17"], "givens_min = 17"),
         (["--data.val_rows=40"], "data.val_rows"),
-        (["--data.train_rows=-3"], "data.train_rows = -3"),
+        (["--data.train_rows=-3"], "train_rows = -3"),
         (["--data.fresh=true"], "data.fresh"),
         (["--data.generate=false"], "data.test_path"),
         (["--data.train_path=gone.csv"], "gone.csv"),
@@ -357,59 +354,89 @@ def test_a_real_process_says_the_same(tmp_path, out):
 # ---------------------------------------------------------------- --help and config.toml
 
 
-def test_help_lists_every_key_with_its_meaning_choices_and_default(capsys):
+def meaning_of(cls, name: str) -> str:
+    """The comment of a field in the source: behind it, or in the lines above it."""
+    for base in cls.__mro__:
+        if base.__module__ == "builtins":
+            continue
+        lines = Path(sys.modules[base.__module__].__file__).read_text().splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith(f"class {base.__name__}"))
+        for at in range(start + 1, len(lines)):
+            if lines[at].startswith(("class ", "def ")):
+                break
+            if lines[at].startswith(f"    {name}: "):
+                while "  # " not in lines[at] and lines[at].endswith(("[", "(")):
+                    at += next(i for i, line in enumerate(lines[at:]) if line.startswith("    ]"))
+                if "  # " in lines[at]:
+                    return lines[at].split("  # ", 1)[1]
+                words = []
+                at = next(i for i, line in enumerate(lines) if line.startswith(f"    {name}: "))
+                while lines[at - 1].startswith("    # "):
+                    at -= 1
+                    words.insert(0, lines[at].removeprefix("    # "))
+                return " ".join(words)
+    return ""
+
+
+def classes_of(task: str) -> dict[str, type]:
+    """Table -> the dataclass that a task has for it; "" holds the keys outside tables."""
+    fields = {f.name: f.type for f in dataclasses.fields(Config.of(task))}
+    tables = {name: kind for name, kind in fields.items() if dataclasses.is_dataclass(kind)}
+    return {"": Config} | tables
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_help_lists_every_key_with_its_meaning_choices_and_default(task, capsys):
     with pytest.raises(SystemExit) as end:
-        main(["--help"])
+        main([f"--data.task={task}", "--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for cls, prefix in (
-        (Config, ""),
-        (ModelConfig, "model."),
-        (DataConfig, "data."),
-        (TrainConfig, "train."),
-        (PlanConfig, "plan."),
-        (ArcConfig, "arc."),
-        (EncoderConfig, "encoder."),
-    ):
-        source = Path(sys.modules[cls.__module__].__file__).read_text()
-        body = source[source.index(f"class {cls.__name__}:") :]
+    for table, cls in classes_of(task).items():
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(f.type) or f.name == "hypothesis":
                 continue
-            meaning = re.search(rf"^    {f.name}: (?:.*\n {{5,}})*.*?  # (.+)$", body, re.MULTILINE)
-            assert meaning, f"{prefix}{f.name} has no comment"
-            shown = re.search(
-                rf"--{re.escape(prefix + f.name)} {re.escape(' '.join(meaning[1].split()))} (\{{[^}}]*\}} )?\(default ([^)]*)\)",
-                text,
-            )
-            assert shown, f"{prefix}{f.name} is not in --help as it is in the code"
+            key = f"{table}.{f.name}".strip(".")
+            meaning = " ".join(meaning_of(cls, f.name).split())
+            assert meaning, f"{key} has no comment"
+            choices = r"\{[^}]*\} " if getattr(f.type, "__args__", ()) else ""
+            form = rf"--{re.escape(key)} {re.escape(meaning)} ({choices})\(default ([^)]*)\)"
+            shown = re.search(form, text)
+            assert shown, f"{key} is not in --help as it is in the code"
             assert shown[2] == repr(f.default)
             for choice in getattr(f.type, "__args__", ()):
                 assert str(choice) in shown[1]
 
 
-def test_config_toml_gives_the_config_back(tmp_path):
+def test_comments_are_found_behind_a_field_and_above_it():
+    found = comments(TrainConfig)
+    assert found["steps"] == "optimizer steps, one supervision step each"
+    assert found["ema"].startswith("decay of the averaged weights (EMA), which are evaluated")
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_config_toml_gives_the_config_back(task, tmp_path):
+    cls = Config.of(task)
     odd = dataclasses.replace(
-        Config(hypothesis='A "quoted" \\ line\nand é, 数, \t tab', seed=12345, out="a b/c"),
-        model=ModelConfig(mixer="conv+attention", explore=1 / 3),
+        cls(hypothesis='A "quoted" \\ line\nand é, 数, \t tab', seed=12345, out="a b/c"),
         train=TrainConfig(lr=1e-30, ema=0.0, steps=10**12, grokfast="highpass", beta2=0.1 + 0.2),
-        data=DataConfig(augment=False, train_path="é.csv"),
     )
-    for cfg in (Config(), odd):
+    keys = {
+        f"{table}.{f.name}".strip(".")
+        for table, kind in classes_of(task).items()
+        for f in dataclasses.fields(kind)
+        if not dataclasses.is_dataclass(f.type)
+    }
+    assert flatten(odd).keys() == keys - {"model", "data", "train"}
+    path = write(tmp_path / "config.toml", to_toml(odd, "sweeps/some entry.toml"))
+    assert build(cls, read_toml(path)) == odd
+
+
+def test_a_maze_s_config_toml_with_odd_values_loads(tmp_path):
+    model = ModelConfig(mixer="conv+attention", explore=1 / 3)
+    odd = Maze(model=model, data=dataclasses.replace(Maze().data, train_path="é.csv"))
+    for cfg in (Maze(), odd):
         path = write(tmp_path / "config.toml", to_toml(cfg, "sweeps/some entry.toml"))
         assert load_config(Config, path, {}) == cfg
-        assert flatten(cfg).keys() == {"hypothesis", "expected", "seed", "out"} | {
-            f"{t}.{f.name}"
-            for t, c in (
-                ("model", ModelConfig),
-                ("data", DataConfig),
-                ("train", TrainConfig),
-                ("plan", PlanConfig),
-                ("arc", ArcConfig),
-                ("encoder", EncoderConfig),
-            )
-            for f in dataclasses.fields(c)
-        }
 
 
 def test_config_knows_no_torch():
@@ -436,9 +463,9 @@ def test_every_entry_loads_and_makes_a_net(path):
         "an entry starts with a sentence that can turn out false"
     )
     with torch.device("meta"):
-        net = make_net(cfg, Shape(**data.shape_of(cfg.data, cfg.arc)), torch.float32)
+        net = cfg.task.make_net(cfg, cfg.task.shape(cfg), torch.float32)
     assert sum(p.numel() for p in net.parameters()) > 1000
-    data._validate(cfg.data)
+    assert cfg.task.flop(cfg, net) >= 0
 
 
 def test_the_baseline_is_the_paper_s():
