@@ -35,6 +35,10 @@ class ControlConfig(RowsConfig):
     task: str = "control"  # the kind of problem
     plant: Literal[tuple(PLANTS)] = "van_der_pol"  # what is to be controlled: see tasks/plants.py
 
+    @property
+    def cut_from_training(self) -> bool:
+        return False
+
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.test_path and not self.train_path:
@@ -120,7 +124,7 @@ class Control(Task):
         return result | {"halting": halting}
 
     def better(self, result: dict, cfg) -> tuple:
-        """Cheaper is better; where labels are not the cheapest plans, as the source's, closer is."""
+        """Cheaper is better. The source's labels are not the cheapest: closer to them is."""
         if PLANTS[cfg.data.plant].expert.startswith("source"):
             return (-result["mse"],)
         return -result["primary"], -result["mse"]

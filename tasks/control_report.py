@@ -20,7 +20,7 @@ one per cent above it.
 
 import math
 from collections.abc import Callable
-from itertools import combinations_with_replacement, pairwise
+from itertools import combinations_with_replacement
 
 import numpy as np
 
@@ -278,32 +278,25 @@ def nearest(plant: Plant, train: dict[str, np.ndarray]) -> Callable:
     return policy
 
 
-def mlp_parameters(plant: Plant, width: int, layers: int = 2) -> int:
-    """Weights and biases of the MLP below with `layers` hidden layers."""
+def mlp_parameters(plant: Plant, width: int) -> int:
+    """Weights and biases of the MLP below, which has two hidden layers."""
     nothing = np.zeros((1, plant.n))
     first = (inputs(plant, nothing, nothing).shape[1] + 1) * width
-    hidden = (layers - 1) * (width + 1) * width
+    second = (width + 1) * width
     last = (width + 1) * plant.N * plant.m
-    return first + hidden + last
+    return first + second + last
 
 
-def mlp_width(plant: Plant, parameters: int, layers: int = 2) -> int:
+def mlp_width(plant: Plant, parameters: int) -> int:
     """The width whose MLP has `parameters` weights, or the nearest number."""
     widths = range(1, 4096)
-    return min(widths, key=lambda width: abs(mlp_parameters(plant, width, layers) - parameters))
+    return min(widths, key=lambda width: abs(mlp_parameters(plant, width) - parameters))
 
 
 def mlp(
-    plant: Plant,
-    train: dict[str, np.ndarray],
-    width: int,
-    layers: int = 2,
-    steps: int = 3000,
-    batch: int = 64,
-    lr: float = 3e-3,
-    seed: int = 0,
+    plant: Plant, train: dict[str, np.ndarray], width: int, steps: int = 3000, seed: int = 0
 ) -> Callable:
-    """A plain network fitted to the labels: SiLU layers, AdamW with a cosine, squared error.
+    """A plain network fitted to the labels: two SiLU layers, AdamW with a cosine, squared error.
 
     For m = 1 a tanh keeps the bound. Leaves torch's random state and threads as they were.
     """
@@ -320,16 +313,20 @@ def mlp(
     y = tensor(train["control_sequences"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = []
-        for before, after in pairwise([x.shape[1]] + [width] * layers):
-            parts += [nn.Linear(before, after), nn.SiLU()]
-        net = nn.Sequential(*parts, nn.Linear(width, plant.N * plant.m))
+        net = nn.Sequential(
+            nn.Linear(x.shape[1], width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, plant.N * plant.m),
+        )
 
     def forward(x):
         u = net((x - x_mean) / x_std).view(-1, plant.N, plant.m)
         u = u * u_std + u_mean
         return plant.bound * torch.tanh(u / plant.bound) if plant.m == 1 else u
 
+    lr, batch = 3e-3, 64
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-5, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, lr / 1000)
     batches = torch.from_numpy(rng(seed, BATCHES).integers(len(x), size=(steps, batch)))

@@ -338,9 +338,9 @@ def cost(plant: Plant, states, controls, target):
     return on_the_way + effort + e[..., -1, :] @ constant(plant.Qf, e)
 
 
-def plan_cost(plant: Plant, x0, plan, target, scale=1.0):
+def plan_cost(plant: Plant, x0, plan, target):
     """J (B,) of plans (B, N, m), rolled out."""
-    return cost(plant, rollout(plant, x0, plan, scale), plan, target)
+    return cost(plant, rollout(plant, x0, plan), plan, target)
 
 
 def terminal_error(plant: Plant, states, target):
