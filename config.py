@@ -380,7 +380,12 @@ def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Nam
             fail(f"unexpected word {word!r}")
         options = [key.replace("_", "-") for key in vars(found) if key not in kinds]
         key = word.removeprefix("--").split("=")[0]
-        fail(f"unknown key '{word}'{nearest(key, [*kinds, *options])}")
+        table = key.partition(".")[0]
+        beside = [known for known in kinds if known.startswith(f"{table}.")]
+        advice = nearest(key, beside or [*kinds, *options])
+        if not beside and "did you mean" not in advice:
+            advice = "; --help lists the keys that this entry can have"
+        fail(f"unknown key '{word}'{advice}")
     given = {key: text for key, text in vars(found).items() if key in kinds}
     return found, nested({key: parse_value(text, kinds[key]) for key, text in given.items()})
 

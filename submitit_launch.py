@@ -106,7 +106,7 @@ def entry_files(paths: list[Path]) -> list[Path]:
     return files
 
 
-def plan(entries: list[Path], seeds: str, overrides: dict, local: bool) -> list[Run]:
+def plan_runs(entries: list[Path], seeds: str, overrides: dict, local: bool) -> list[Run]:
     """Every entry with every seed, all checked. Raises UserError."""
     if seeds and not re.fullmatch(r"\d+(,\d+)*", seeds):
         raise UserError(
@@ -747,7 +747,7 @@ def read_command_line(argv: list[str]):
 
 def command(argv: list[str]) -> int:
     args, overrides = read_command_line(argv)
-    runs = plan(args.entries, args.seeds, overrides, args.local)
+    runs = plan_runs(args.entries, args.seeds, overrides, args.local)
     slots, states = make_slots(args.jobs or 1), states_of(runs)
     for run, (state, note) in zip(runs, states):
         print(f"{state:9} {run.name} -> {run.folder}" + (f": {note}" if note else ""))

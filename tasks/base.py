@@ -89,13 +89,22 @@ class RowsConfig(DataConfig):
         for key in ("train_rows", "val_rows", "test_rows", "seed"):
             if getattr(self, key) < 0:
                 yield key, "0 or more"
-        if self.train_rows == 0 and not self.train_path and not self.unlimited:
+        if self.unlimited:
+            return
+        if self.train_rows == 0 and not self.train_path:
             yield "train_rows", "1 or more: 0 means a whole file, but data.train_path is empty"
+        if self.cut_from_training and 0 < self.train_rows <= self.val_rows:
+            yield "val_rows", f"fewer than data.train_rows = {self.train_rows}: they are cut from them"
 
     @property
     def unlimited(self) -> bool:
         """Whether training needs no fixed rows."""
         return False
+
+    @property
+    def cut_from_training(self) -> bool:
+        """Whether train_rows counts the validation rows too."""
+        return True
 
 
 # ---------------------------------------------------------------- data

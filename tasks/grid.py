@@ -23,7 +23,7 @@ from tasks.files import read_rows
 class GridConfig(RowsConfig):
     task: str = "grid"  # the kind of problem
     size: str = ""  # rows x columns of the grid, like "5x7"; empty: a square, or a line of cells
-    presses: int = 8  # generated Lights Out: most presses that made a question
+    presses: int = 5  # generated Lights Out: most presses that made a question
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
@@ -189,8 +189,9 @@ def lights_out(count: int, most: int, g: np.random.Generator, avoid: np.ndarray 
     """
     inputs, labels = np.zeros((0, LAMPS), np.uint8), np.zeros((0, LAMPS), np.uint8)
     for _ in range(100):
-        order = g.random((2 * count + 16, LAMPS)).argsort(1).argsort(1)
-        presses = order < g.integers(1, most + 1, (len(order), 1))
+        # The rank of each button in a random order: those below a random number are pressed.
+        rank = g.random((2 * count + 16, LAMPS)).argsort(1).argsort(1)
+        presses = rank < g.integers(1, most + 1, (len(rank), 1))
         same = presses[:, None] ^ silent()  # (N, 4, 25): all that put out the same lamps
         fewest = same.sum(2).argmin(1)  # the first one, where several are equal
         answers = same[np.arange(len(same)), fewest]

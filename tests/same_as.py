@@ -156,6 +156,7 @@ def result(folder: Path) -> dict:
         "arc",
     ):
         found[f"summary.json {part}"] = summary.get(part)
+    found["summary.json baseline"] = summary["baseline"]["exact"]
     found["summary.json control"] = {
         k: v for k, v in summary.get("control", {}).items() if k != "ms_per_plan"
     }

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 import tasks
+import tiny
 import train as training
 from config import build, command_line, comments, flatten, load_config, read_toml, to_toml
 from model import ModelConfig
@@ -332,7 +332,7 @@ def test_a_base_has_one_level_and_its_errors_carry_its_name(tmp_path, out, capsy
         (["--data.size=5"], "size = 5"),
         (["--data.test_size=6"], "data.test_size"),
         (["--data.givens_min=17"], "givens_min = 17"),
-        (["--data.val_rows=40"], "data.val_rows"),
+        (["--data.val_rows=40"], "val_rows"),
         (["--data.train_rows=-3"], "train_rows = -3"),
         (["--data.fresh=true"], "data.fresh"),
         (["--data.generate=false"], "data.test_path"),

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from test_train import LONG, wait_for_step
-
 import runs
 import submitit_launch as launcher
+import tiny
 from config import SlurmConfig, UserError, load_config, minutes, slurm_config
 from submitit_launch import parameters
+from test_train import LONG, wait_for_step
 from train import Config
 
 LONG_RUN = {
@@ -359,7 +358,7 @@ def clone(tmp_path, monkeypatch):
 
 
 def planned(entry: Path, **overrides) -> list:
-    return launcher.plan([entry], "0,1", overrides, local=False)
+    return launcher.plan_runs([entry], "0,1", overrides, local=False)
 
 
 def test_the_copy_has_tracked_and_new_files_as_they_are_and_the_difference_to_the_commit(
@@ -414,7 +413,7 @@ def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
     tiny.run(Path("runs/small/done/seed0"))
     plans = {
         run.entry.stem: run
-        for run in launcher.plan([here.relative_to(Path.cwd())], "", {}, local=False)
+        for run in launcher.plan_runs([here.relative_to(Path.cwd())], "", {}, local=False)
     }
     for k, name in enumerate(("computes", "waits", "broke", "killed", "halfway", "another")):
         launcher.prepare(plans[name], {"job": f"7_{k}", "code": "/there", "log": f"{name}.log"})
@@ -567,7 +566,7 @@ def test_ctrl_c_lets_local_runs_save_and_the_same_command_continues_to_the_same_
     for folder in folders:
         wait_for_step(folder, 5, process)
     assert (
-        launcher.states_of(launcher.plan([Path("sweeps/small")], "0,1", {}, local=True))
+        launcher.states_of(launcher.plan_runs([Path("sweeps/small")], "0,1", {}, local=True))
         == [("running", "on this machine")] * 2
     )
     process.send_signal(signal.SIGINT)

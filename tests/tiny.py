@@ -1,9 +1,10 @@
-"""What several test files share: a task and a net so small that a whole training run takes a fraction of a second."""
+"""What several test files share: a net so small that a whole run takes a fraction of a second."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace  # noqa: F401, for tests
 from pathlib import Path
 
 import torch
@@ -89,7 +90,7 @@ def lines(folder: Path, split: str = "") -> list[dict]:
 
 
 def checkpoint(folder: Path, name: str = "ckpt.pt") -> dict:
-    """A checkpoint without the clock and the place of its folder, loaded as anybody should load it."""
+    """A checkpoint without the clock and the place of its folder, loaded as anybody would."""
     state = torch.load(folder / name, weights_only=True)
     del state["config"]["out"]
     return {k: v for k, v in state.items() if k != "seconds"}
@@ -113,7 +114,10 @@ def differences(a, b, path: str = "") -> list[str]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """Two finished runs ended with the same bits: weights, EMA, optimizers, filter, carry, metrics, test figures."""
+    """Two finished runs ended with the same bits.
+
+    Weights, EMA, optimizers, filter, carry, metrics, test figures.
+    """
     for name in ("ckpt.pt", "best.pt"):
         found = differences(checkpoint(one, name), checkpoint(two, name))
         assert not found, (name, found)
