@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 
 import analyze
 import made_up
 import stats
+import tiny
 import train
 from config import FREE, to_toml
 from evaluate import evaluate

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 
 import bench
+import tiny
 from layers import RMSNorm
 from model import ModelConfig, Shape, net_flop, step_calls, trm_loss
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
-from test_planner import CONTROL
 
+import tiny
 from analyze import main
 from tasks import control_tables
 from tasks.control_report import finite
+from test_planner import CONTROL
 
 ENTRIES = {"baseline": {}, "rmsnorm_only": {"norm": "layer"}, "full_trm": {"norm_place": "pre"}}
 

@@ -50,10 +50,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import data
+import tiny
 import train as training
 from config import UserError, check_layer
 from data import load

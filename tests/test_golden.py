@@ -9,11 +9,11 @@ import json
 import os
 from pathlib import Path
 
-import naive_trm
 import numpy as np
 import pytest
 import torch
 
+import naive_trm
 from model import TRM, ModelConfig, Shape, public_names, trm_loss
 
 HERE = Path(__file__).parent

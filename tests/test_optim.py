@@ -12,12 +12,12 @@ import types
 import typing
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
 import data
 import runs
+import tiny
 import train as training
 from config import UserError
 from model import TRM, ModelConfig, Shape

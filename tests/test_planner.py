@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import data
 import tasks
+import tiny
 from layers import MLP, Block, Norm
 from model import TRM, ModelConfig
 from tasks import plants

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 
 import data
 import solve
 import tasks
+import tiny
 from evaluate import evaluate
 from runs import World
 from tasks import puzzles

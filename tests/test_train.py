@@ -25,9 +25,9 @@ import evaluate as evaluation
 import runs
 import tiny
 import train as training
-from config import UserError, FREE
-from model import TRM, Carry, Shape, net_flop
+from config import FREE, UserError
 from evaluate import evaluate
+from model import TRM, Carry, Shape, net_flop
 from runs import World
 from tasks.sudoku import Sudoku
 from train import Config, forward_backward, load_run, main
