@@ -10,14 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STUB = """#!/bin/bash
 echo "$@" >> calls.txt
-case "$1" in
-  train.py)
-    folder=runs/laptop/$(basename "$2" .toml)/seed0; mkdir -p "$folder"
-    sleep 0.3
-    if [ "$2" = "sweeps/laptop/$BROKEN.toml" ]; then echo "error: nothing works" >&2; exit 3; fi
-    touch "$folder/summary.json"
-    echo "done   test 98.4 % exact, 98.4 % valid (n = 512)" ;;
-esac
+if [ "$2" = submitit_launch ]; then
+  mkdir -p runs/laptop/maze_perfect/seed0
+  touch runs/laptop/maze_perfect/seed0/summary.json
+  exit ${LAUNCHER:-0}
+fi
 """
 
 
@@ -46,52 +43,41 @@ def bash(clone, *words, **variables):
     return done, calls
 
 
+ENTRIES = ["sudoku_9x9", "maze_random", "maze_perfect", "sudoku_6x6"]
+TRAIN = f"-m submitit_launch {' '.join(f'sweeps/laptop/{e}.toml' for e in ENTRIES)} --local --jobs 2"
+
+
 def test_trains_the_four_laptop_entries_then_writes_tables_and_picture(clone):
-    interrupted = clone / "runs/laptop/sudoku_9x9/seed0"
-    interrupted.mkdir(parents=True)
-    (interrupted / "config.toml").write_text("[train]\nsteps = 1500\n")
-    (interrupted / "metrics.jsonl").write_text(
-        '{"step": 140, "split": "train", "loss": 0.41234, "exact": 0.5}\n'
-        '{"step": 150, "split": "val", "exact": 0.957, "halting_exact": 0.1}\n'
-    )
     done, calls = bash(clone)
     assert done.returncode == 0, done.stderr
-    assert (
-        "0 s | sudoku_9x9 150/1500 loss 0.412, validation 95.7 % | maze_random starts\n"
-        in done.stdout
-    )
-    entries = ["maze_perfect", "maze_random", "sudoku_6x6", "sudoku_9x9"]
-    assert sorted(c for c in calls if c.startswith("train.py")) == [
-        f"train.py sweeps/laptop/{e}.toml" for e in entries
+    assert calls == [
+        TRAIN,
+        "analyze.py runs/laptop --out runs/laptop/analysis",
+        "solve.py runs/laptop/maze_perfect/seed0 --picture runs/laptop/analysis/hero.png",
     ]
-    assert calls[4:] == [
-        "analyze.py runs/laptop --out results/laptop",
-        "solve.py runs/laptop/maze_perfect/seed0 --picture results/laptop/hero.png",
-    ]
-    for entry in entries:
+    for entry in ENTRIES:
         assert (ROOT / f"sweeps/laptop/{entry}.toml").exists()
-        assert f"{entry}: test 98.4 % exact" in done.stdout
-    assert "results/laptop/table.md" in done.stdout
+    assert "runs/laptop/analysis/table.md" in done.stdout
 
 
-def test_one_failed_entry_is_reported_with_its_reason_and_stops_no_other(clone):
-    done, calls = bash(clone, BROKEN="maze_random")
-    assert done.returncode == 1
-    assert (
-        "maze_random FAILED (exit code 3): error: nothing works" in done.stderr
-        and "not trained: maze_random" in done.stderr
-    )
-    assert len(calls) == 6
+def test_a_failed_entry_stops_neither_tables_nor_pictures(clone):
+    done, calls = bash(clone, LAUNCHER="1")
+    assert done.returncode == 1 and "not every entry was trained" in done.stderr
+    assert len(calls) == 3
 
 
-def test_test_runs_pytest_and_another_word_is_refused(clone):
-    assert bash(clone, "test")[1] == ["-m pytest -q -rs tests"]
+@pytest.mark.parametrize("code", [2, 130])
+def test_bad_input_or_an_interruption_ends_with_the_launcher_s_code(code, clone):
+    done, calls = bash(clone, LAUNCHER=str(code))
+    assert done.returncode == code and calls == [TRAIN]
+
+
+def test_test_checks_the_style_and_runs_pytest_and_another_word_is_refused(clone):
+    checks = ["-m ruff check -q .", "-m ruff format -q --check ."]
+    assert bash(clone, "test")[1] == [*checks, "-m pytest -q -rs tests"]
     done, calls = bash(clone, "tset")
-    assert (
-        done.returncode == 2
-        and done.stderr == "usage: bash run_all.sh [test]\n"
-        and len(calls) == 1
-    )
+    assert done.returncode == 2 and len(calls) == 3
+    assert done.stderr == "usage: bash run_all.sh [test]\n"
 
 
 def test_ci_calls_exactly_run_all_test():
