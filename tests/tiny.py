@@ -128,13 +128,18 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert a[key] == b[key], (key, a[key], b[key])
 
 
+CHILDREN: list[subprocess.Popen] = []  # of all tests: conftest.py ends those that are left
+
+
 def spawn(*words, **options) -> subprocess.Popen:
     """`python train.py WORDS` as a real process of its own group, one thread, output kept."""
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    } | {"OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.Popen(
-        [sys.executable, *options.pop("launcher", ()), str(ROOT / "train.py"), *map(str, words)],
+    unset = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    environment = {key: value for key, value in os.environ.items() if key not in unset}
+    environment |= {"OMP_NUM_THREADS": "1"} | options.pop("env", {})
+    launcher = options.pop("launcher", ())
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *map(str, words)]
+    process = subprocess.Popen(
+        command,
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
@@ -142,3 +147,5 @@ def spawn(*words, **options) -> subprocess.Popen:
         start_new_session=True,
         **options,
     )
+    CHILDREN.append(process)
+    return process
