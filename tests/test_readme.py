@@ -9,9 +9,24 @@ import tiny
 TEXT = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_python_file_is_in_the_table_of_files_and_the_other_way_round():
-    listed = set(re.findall(r"^\| `(\w+\.py)` \|", TEXT, re.MULTILINE))
-    assert listed == {path.name for path in tiny.ROOT.glob("*.py")}
+def test_the_tree_of_files_is_that_of_the_root():
+    tree = TEXT[TEXT.index("## Files") :].split("```")[1]
+    listed = re.findall(r"^(\w+\.py|\w+/|\w+\.sh) {2,}\S", tree, re.MULTILINE)
+    files = {path.name for path in tiny.ROOT.glob("*.py")} | {"run_all.sh"}
+    assert {name for name in listed if not name.endswith("/")} == files
+    assert {name for name in listed if name.endswith("/")} == {
+        "tasks/",
+        "sweeps/",
+        "tests/",
+        "results/",
+    }
+
+
+def test_the_contents_name_every_section():
+    contents = re.findall(r"^\[[^]]+\]\(#([\w-]+)\)", TEXT, re.MULTILINE)
+    sections = re.findall(r"^## (.+)$", TEXT, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in sections]
+    assert contents == anchors
 
 
 def test_entries_named_in_the_readme_exist():
