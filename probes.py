@@ -1,20 +1,27 @@
-"""What a trained net does with its demonstrations: `python probes.py runs/laptop/arc_E1v2/seed0 [more runs] [--against EMBEDDING_RUN]`.
+"""What a trained net does with its demonstrations.
+
+    python probes.py runs/laptop/arc_E1v2/seed0 [more runs] [--against EMBEDDING_RUN]
 
 Writes probes.json into each run folder and prints it in words:
-    context    exact with the true context, another task's, the mean over rows, zeros; on training tasks and held-out ones
+
+    context    exact with the true context, another task's, the mean over rows, zeros; on training
+               tasks and held-out ones
     demos      exact by the number of demonstrations shown, from none to all
-    order      largest change of the context when demonstrations are reversed, and when all are shown twice
-    interface  size and effective rank of contexts and of question tokens, as the net gets them; with --against beside the puzzle embedding of
-               an embedding run: sizes, mean cosine, Frechet distance of single positions
-    gradient   per supervision step: gradient at the context over gradient at the question; norms by part of the encoder; mean cosine of the
-               encoder's gradients of different tasks
-    noise      share of answers that differ when a variational encoder samples twice; 0 for the others
+    order      largest change of the context when demonstrations are reversed, and when all are
+               shown twice
+    interface  size and effective rank of contexts and of question tokens, as the net gets them;
+               with --against beside the puzzle embedding of an embedding run: sizes, mean cosine,
+               Frechet distance of single positions
+    gradient   per supervision step: gradient at the context over gradient at the question; norms
+               by part of the encoder; mean cosine of the encoder's gradients of different tasks
+    noise      share of answers that differ when a variational encoder samples twice; 0 for the
+               others
 
     python probes.py adapt runs/laptop/arc_E1v2/seed0 [--steps 0,50,200] [--tasks 8] [--lr 1e-3]
 
 Test-time training, a mode of its own: for each held-out task the net starts from the run's best
 checkpoint and learns on that task's demonstrations alone, each asked with the others shown (with a
-puzzle embedding: each asked), under the run's augmentations; its queries are asked after so many
+puzzle embedding: each asked), under the run's augmentations. Its queries are asked after so many
 steps, then the net is reset. Writes adapt.json. Its figures are never to be mixed with those of a
 net that does not learn at test time, which stand at 0 steps. Exit codes: 0 done, 2 bad input.
 """
@@ -23,215 +30,287 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import data
 from config import Parser, UserError, flatten
-from encoders import Conditioned
+from model import Carry, Output
 from runs import TrainingError, World, make_world, write_text
 from tasks import episodes
-from tasks.arc_report import ablation, score, solve, trained
+from tasks.arc_report import ablation, score, solve, some_trained
+from tasks.conditioned import Conditioned
 from train import Config, load_run, make_run, train_step
+
+ONE_CPU = World(0, 1, torch.device("cpu"), torch.float32, False)
+Rows = dict[str, np.ndarray]
+
+
+def load_arc_run(folder: Path) -> tuple[Config, torch.nn.Module]:
+    """(config, net) of a run of the ARC task. Raises UserError."""
+    cfg, net, _ = load_run(folder)
+    if cfg.data.task != "arc":
+        raise UserError(f"{folder}: a run of data.task = {cfg.data.task!r}, expected 'arc'")
+    return cfg, net
 
 
 def probe(folder: Path, against: Path | None = None) -> dict:
     """All figures of one run."""
-    world = World(0, 1, torch.device("cpu"), torch.float32, False)
-    cfg, net, _ = load_run(folder)
-    if cfg.data.task != "arc":
-        raise UserError(f"{folder}: a run of data.task = {cfg.data.task!r}, expected 'arc'")
+    cfg, net = load_arc_run(folder)
     ds = data.load(cfg).arc
-    sides = {"train": trained(ds)[: max(64, len(ds.test))], "test": ds.test}
-    rows = {
-        side: episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1))
-        for side, tasks in sides.items()
-    }
-    true = {side: score(solve(net, cfg, r, world)[0], r["labels"]) for side, r in rows.items()}
-    wrong = {side: ablation(net, cfg, r, world) for side, r in rows.items()}
+    sides = {"train": some_trained(ds), "test": ds.test}
+    rows = {side: queries(ds, cfg, tasks) for side, tasks in sides.items()}
     found = {
-        "context": {side: w and {"true": true[side]["exact"]} | w for side, w in wrong.items()},
+        "context": {side: by_context(net, cfg, rows[side]) for side in sides},
         "demos": {},
-        "n": {s: len(r["task"]) for s, r in rows.items()},
+        "n": {side: len(rows[side]["task"]) for side in sides},
     }
     if not isinstance(net, Conditioned):
         return found
     if cfg.arc.mode != "embed":
-        for side, tasks in sides.items():
-            found["demos"][side] = {}
-            for shown in range(cfg.arc.demos):
-                asked = episodes.examples(
-                    ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1, shown)
-                )
-                found["demos"][side][str(shown)] = score(
-                    solve(net, cfg, asked, world)[0], asked["labels"]
-                )
-            found["demos"][side][str(cfg.arc.demos)] = true[side]
-        found["order"] = order(net, cfg, rows["train"])
-    found["interface"] = interface(net, cfg, rows["train"], against)
-    found["gradient"] = gradients(net, cfg, rows["train"])
-    found["noise"] = sampling(net, cfg, rows["train"])
+        found["demos"] = {side: by_demos(net, cfg, ds, tasks) for side, tasks in sides.items()}
+        found["order"] = order(net, rows["train"])
+    found["interface"] = interface(net, rows["train"], against)
+    found["gradient"] = gradients(net, rows["train"])
+    found["noise"] = sampling(net, rows["train"])
     return found
 
 
-def tensors(rows: dict[str, np.ndarray], count: int = 64) -> dict[str, torch.Tensor]:
+def queries(ds: episodes.ArcData, cfg: Config, tasks: np.ndarray, demos: int = -1) -> Rows:
+    """Every query of these tasks, not augmented, with so many demonstrations (-1: all)."""
+    return episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, tasks, 1, demos))
+
+
+# ---------------------------------------------------------------- answers
+
+
+def by_context(net: torch.nn.Module, cfg: Config, rows: Rows) -> dict[str, float]:
+    """Exact with the true and with wrong contexts; {} for a net without context."""
+    wrong = ablation(net, cfg, rows, ONE_CPU)
+    if not wrong:
+        return {}
+    return {"true": solved(net, cfg, rows)["exact"]} | wrong
+
+
+def by_demos(net: Conditioned, cfg: Config, ds: episodes.ArcData, tasks: np.ndarray) -> dict:
+    """{"0": figures, "1": ...} by demonstrations shown."""
+    shown = range(cfg.arc.demos + 1)
+    return {str(k): solved(net, cfg, queries(ds, cfg, tasks, k)) for k in shown}
+
+
+def solved(net: torch.nn.Module, cfg: Config, rows: Rows) -> dict[str, float]:
+    """What the net scores on these rows."""
+    return score(solve(net, cfg, rows, ONE_CPU).answers, rows["labels"])
+
+
+# ---------------------------------------------------------------- contexts
+
+
+def tensors(rows: Rows, count: int = 64) -> dict[str, Tensor]:
     """At most `count` rows, spread over all of them: neighbours are queries of one task."""
     N = len(rows["task"])
     at = np.linspace(0, N - 1, min(count, N)).astype(int)
-    return {k: data.tensor(v[at]) for k, v in rows.items()}
+    return {name: data.tensor(values[at]) for name, values in rows.items()}
 
 
-def first_step(net: Conditioned, batch: dict, **keys):
-    return net.step(
-        net.refill(
-            net.start(batch),
-            batch,
-            net.first_states(
-                len(batch["inputs"]), net.shape.seq_len, torch.Generator().manual_seed(0)
-            ),
-        ),
-        **keys,
-    )
+def start(net: Conditioned, batch: dict[str, Tensor], g: torch.Generator) -> Carry:
+    """Slots that hold a batch, before their first step."""
+    states = net.first_states(len(batch["inputs"]), net.shape.seq_len, g)
+    return net.refill(net.start(batch), batch, states)
+
+
+def first_step(net: Conditioned, batch: dict[str, Tensor], **keys) -> tuple[Carry, Output]:
+    return net.step(start(net, batch, torch.Generator().manual_seed(0)), **keys)
+
+
+def context_of(net: Conditioned, batch: dict[str, Tensor]) -> Tensor:
+    """(B, P, D) of the first step."""
+    return first_step(net, batch)[1].aux["context"]
 
 
 @torch.no_grad()
-def order(net: Conditioned, cfg, rows: dict) -> dict[str, float]:
-    """Of contexts whose size is about 1; "cells" keeps the order and cannot take more, so it has no "twice"."""
+def order(net: Conditioned, rows: Rows) -> dict[str, float]:
+    """Largest changes of contexts, whose size is about 1.
+
+    An encoder that keeps the order cannot take more demonstrations either: it has no "twice".
+    """
     batch = tensors(rows)
-    context = first_step(net, batch)[1].aux["context"]
-    flipped = batch | {k: batch[k].flip(1) for k in ("demos", "mask")}
-    result = {"reversed": float((first_step(net, flipped)[1].aux["context"] - context).abs().max())}
-    if net.encoder.join != "cells":
-        doubled = batch | {k: torch.cat([batch[k]] * 2, 1) for k in ("demos", "mask")}
-        result["twice"] = float((first_step(net, doubled)[1].aux["context"] - context).abs().max())
-    return result
+    demos, mask = batch["demos"], batch["mask"]
+    context = context_of(net, batch)
+
+    def moved(demos: Tensor, mask: Tensor) -> float:
+        other = context_of(net, batch | {"demos": demos, "mask": mask})
+        return float((other - context).abs().max())
+
+    found = {"reversed": moved(demos.flip(1), mask.flip(1))}
+    if not net.encoder.keeps_order:
+        found["twice"] = moved(torch.cat([demos, demos], 1), torch.cat([mask, mask], 1))
+    return found
 
 
-def effective_rank(x: torch.Tensor) -> float:
-    """exp of the entropy of the normalised singular values of x about its mean: how many directions it uses."""
+def effective_rank(x: Tensor) -> float:
+    """How many directions x (N, D) uses, about its mean.
+
+    exp of the entropy of its normalised singular values.
+    """
     s = torch.linalg.svdvals((x - x.mean(0)).double())
     p = s / s.sum().clamp(min=1e-12)
     return float(torch.exp(-(p * (p + 1e-12).log()).sum()))
 
 
 @torch.no_grad()
-def interface(net: Conditioned, cfg, rows: dict, against: Path | None) -> dict[str, float]:
+def interface(net: Conditioned, rows: Rows, against: Path | None) -> dict[str, float]:
+    """Contexts beside question tokens, and beside the embeddings of another run."""
     batch = tensors(rows)
-    context = first_step(net, batch)[1].aux["context"].float()  # (B, P, D)
-    tokens = torch.nn.functional.embedding(batch["inputs"], net.tokens).float()
-    scale = math.sqrt(cfg.model.dim)
-
-    def size(x: torch.Tensor) -> float:
-        return float(scale * x.square().mean().sqrt())
-
+    context = context_of(net, batch).float()  # (B, P, D)
+    tokens = F.embedding(batch["inputs"], net.tokens).float()
     found = {
         "context_size": size(context),
         "token_size": size(tokens),
         "rank_over_rows": effective_rank(context.flatten(1)),
-        "rank_over_positions": float(np.mean([effective_rank(c) for c in context])),
+        "rank_over_positions": float(np.mean([effective_rank(row) for row in context])),
         "rows": len(context),
     }
     if against:
-        _, other, _ = load_run(against)
-        if isinstance(other, Conditioned) or not cfg.model.prefix or other.cfg.dim != cfg.model.dim:
-            raise UserError(
-                f"{against}: expected a run with encoder.kind = 'none', a puzzle embedding and model.dim = {cfg.model.dim}"
-            )
-        table = other.puzzles[other.puzzles.any(1)].float()
-        if not len(table):
-            raise UserError(
-                f"{against}: its puzzle embedding is zero, expected a run with arc.mode = 'embed'"
-            )
-        first = context[:, 0]
-        normal = torch.nn.functional.normalize
-        found |= {
-            "embedding_size": size(table),
-            "first_position_size": size(first),
-            "rank_of_embeddings": effective_rank(table),
-            "cosine_of_means": float(normal(first.mean(0), dim=0) @ normal(table.mean(0), dim=0)),
-            "frechet": frechet(scale * first, scale * table),
-        }
+        found |= beside_embeddings(context[:, 0], puzzle_embeddings(against, net))
     return found
 
 
-def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Frechet distance of two clouds of vectors, each taken as a normal distribution."""
+def size(x: Tensor) -> float:
+    """RMS of vectors (..., D) as they enter the net, which scales them by sqrt(D)."""
+    return float(math.sqrt(x.shape[-1]) * x.square().mean().sqrt())
+
+
+def puzzle_embeddings(folder: Path, net: Conditioned) -> Tensor:
+    """(rows, D): the trained rows of a run's puzzle embedding. Raises UserError."""
+    _, other, _ = load_run(folder)
+    D = net.cfg.dim
+    if isinstance(other, Conditioned) or not net.cfg.prefix or other.cfg.dim != D:
+        raise UserError(
+            f"{folder}: expected a run with encoder.kind = 'none', a puzzle embedding and "
+            f"model.dim = {D}"
+        )
+    table = other.puzzles[other.puzzles.any(1)].float()
+    if not len(table):
+        raise UserError(
+            f"{folder}: its puzzle embedding is zero, expected a run with arc.mode = 'embed'"
+        )
+    return table
+
+
+def beside_embeddings(context: Tensor, table: Tensor) -> dict[str, float]:
+    """Contexts (B, D) of one position beside puzzle embeddings (rows, D)."""
+    scale = math.sqrt(context.shape[1])
+    means = F.normalize(context.mean(0), dim=0), F.normalize(table.mean(0), dim=0)
+    return {
+        "embedding_size": size(table),
+        "first_position_size": size(context),
+        "rank_of_embeddings": effective_rank(table),
+        "cosine_of_means": float(means[0] @ means[1]),
+        "frechet": frechet(scale * context, scale * table),
+    }
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of two clouds of vectors (N, D), each taken as a normal distribution.
+
+    |mean a - mean b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), A and B the covariances.
+    """
     a, b = a.double(), b.double()
-    one, two = (torch.cov(x.T) for x in (a, b))
-    values, vectors = torch.linalg.eigh(one)
+    A, B = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(A)
     root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ two @ root).clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + one.trace() + two.trace() - 2 * cross)
+    cross = torch.linalg.eigvalsh(root @ B @ root).clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * cross)
 
 
-def gradients(net: Conditioned, cfg, rows: dict, tasks: int = 8) -> dict:
+# ---------------------------------------------------------------- gradients
+
+
+def gradients(net: Conditioned, rows: Rows) -> dict:
     """Of training queries, in training mode but with nothing sampled beyond a fixed seed."""
     batch, g = tensors(rows, 32), torch.Generator().manual_seed(0)
     net.train()
     noise = net.noise(len(batch["inputs"]), g)
-    keys = {} if noise is None else {"noise": noise}
-    carry, ratios = (
-        net.refill(
-            net.start(batch), batch, net.first_states(len(batch["inputs"]), net.shape.seq_len, g)
-        ),
-        [],
-    )
-    for _ in range(cfg.model.n_sup):
-        kept = {}
-        embed = net.embed
-
-        def watch(batch, context=None):
-            if context is not None and context.requires_grad:
-                context.retain_grad()
-                kept["context"] = context
-            kept["x"] = embed(batch, context)
-            kept["x"].retain_grad()
-            return kept["x"]
-
-        net.embed = watch
-        try:
-            carry, out = net.step(carry, **keys)
-            net.zero_grad()
-            net.loss(out, carry)[0].backward()
-        finally:
-            del net.embed
-        grad, P = kept["x"].grad, cfg.model.prefix
-        ratios.append(float(grad[:, :P].norm() / grad[:, P:].norm().clamp(min=1e-12)))
-    parts: dict[str, float] = {}
-    for name, p in net.encoder.named_parameters():
-        if p.grad is not None:
-            part = ".".join(name.split(".")[:3]) if "blocks" in name else name.split(".")[0]
-            parts[part] = math.hypot(parts.get(part, 0.0), float(p.grad.norm()))
-    found = {"context_over_question": ratios, "parts": parts}
-    flat = []
-    learning = [p for p in net.encoder.parameters() if p.requires_grad]
-    if learning:
-        for i in range(min(tasks, len(batch["inputs"]))):
-            net.zero_grad()
-            one = {k: v[i : i + 1] for k, v in batch.items()}
-            carry, out = first_step(net, one, **{k: v[i : i + 1] for k, v in keys.items()})
-            net.loss(out, carry)[0].backward()
-            flat.append(
-                torch.cat(
-                    [
-                        (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                        for p in learning
-                    ]
-                )
-            )
-        u = torch.nn.functional.normalize(torch.stack(flat), dim=1)
-        found["cosine_between_tasks"] = (
-            float((u @ u.T)[~torch.eye(len(u), dtype=torch.bool)].mean()) if len(u) > 1 else None
-        )
+    found = {"context_over_question": by_step(net, batch, noise, g)}
+    found["parts"] = by_part(net.encoder)
+    if any(p.requires_grad for p in net.encoder.parameters()):
+        found["cosine_between_tasks"] = cosine_between_tasks(net, batch, noise)
     net.zero_grad()
     net.eval()
     return found
 
 
+def by_step(
+    net: Conditioned, batch: dict[str, Tensor], noise: Tensor | None, g: torch.Generator
+) -> list[float]:
+    """Gradient at the context over gradient at the question, of every supervision step.
+
+    Leaves the gradients of the last step in the net.
+    """
+    P, ratios = net.cfg.prefix, []
+    carry = start(net, batch, g)
+    embed, kept = net.embed, []
+
+    def embed_and_keep(batch: dict[str, Tensor], context: Tensor | None = None) -> Tensor:
+        x = embed(batch, context)
+        x.retain_grad()
+        kept.append(x)
+        return x
+
+    net.embed = embed_and_keep
+    try:
+        for _ in range(net.cfg.n_sup):
+            kept.clear()
+            carry, out = net.step(carry, noise=noise)
+            net.zero_grad()
+            net.loss(out, carry)[0].backward()
+            grad = kept[0].grad  # (B, P+L, D)
+            ratios.append(float(grad[:, :P].norm() / grad[:, P:].norm().clamp(min=1e-12)))
+    finally:
+        del net.embed
+    return ratios
+
+
+def by_part(encoder: torch.nn.Module) -> dict[str, float]:
+    """Gradient norms of the parts of an encoder: reader.blocks.0, blocks.0, head, ..."""
+    parts: dict[str, float] = {}
+    for name, p in encoder.named_parameters():
+        if p.grad is not None:
+            words = name.split(".")
+            part = ".".join(words[:3]) if "blocks" in words else words[0]
+            parts[part] = math.hypot(parts.get(part, 0.0), float(p.grad.norm()))
+    return parts
+
+
+def cosine_between_tasks(
+    net: Conditioned, batch: dict[str, Tensor], noise: Tensor | None, rows: int = 8
+) -> float | None:
+    """Mean cosine of the encoder's gradients of single rows; None if there is one row only."""
+    params = [p for p in net.encoder.parameters() if p.requires_grad]
+    gradients = []
+    for row in range(min(rows, len(batch["inputs"]))):
+        net.zero_grad()
+        one = {name: values[row : row + 1] for name, values in batch.items()}
+        own_noise = None if noise is None else noise[row : row + 1]
+        carry, out = first_step(net, one, noise=own_noise)
+        net.loss(out, carry)[0].backward()
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        gradients.append(torch.cat([grad.flatten() for grad in own]))
+    if len(gradients) < 2:
+        return None
+    u = F.normalize(torch.stack(gradients), dim=1)
+    different = ~torch.eye(len(u), dtype=torch.bool)
+    return float((u @ u.T)[different].mean())
+
+
 @torch.no_grad()
-def sampling(net: Conditioned, cfg, rows: dict) -> float:
+def sampling(net: Conditioned, rows: Rows) -> float:
     """Share of first answers that differ between two samples of the latent."""
     batch, answers = tensors(rows), []
     for seed in (0, 1):
@@ -239,17 +318,17 @@ def sampling(net: Conditioned, cfg, rows: dict) -> float:
         if noise is None:
             return 0.0
         net.train()
-        answers.append(first_step(net, batch, noise=noise)[1].logits.argmax(-1))
+        _, out = first_step(net, batch, noise=noise)
         net.eval()
+        answers.append(out.logits.argmax(-1))
     return float((answers[0] != answers[1]).any(1).float().mean())
 
 
 # ---------------------------------------------------------------- test-time training
 
 
-def learning(cfg: Config, lr: float, batch: int) -> Config:
-    """The configuration in which a net learns one task."""
-    mode = "embed" if cfg.arc.mode == "embed" else "loo"
+def config_of_one_task(cfg: Config, lr: float, batch: int) -> Config:
+    """The configuration in which a net learns one task. lr, batch: 0 for the run's."""
     train = dataclasses.replace(
         cfg.train,
         warmup=0,
@@ -259,19 +338,20 @@ def learning(cfg: Config, lr: float, batch: int) -> Config:
         batch_size=batch or cfg.train.batch_size,
         compile="off",
     )
+    mode = "embed" if cfg.arc.mode == "embed" else "loo"
+    arc = dataclasses.replace(cfg.arc, mode=mode)
     encoder = dataclasses.replace(cfg.encoder, decoder="", freeze_steps=0, freeze_decoder_steps=0)
-    return dataclasses.replace(
-        cfg, arc=dataclasses.replace(cfg.arc, mode=mode), train=train, encoder=encoder
-    )
+    return dataclasses.replace(cfg, arc=arc, train=train, encoder=encoder)
 
 
 def adapt(folder: Path, steps: list[int], tasks: int = 0, lr: float = 0.0, batch: int = 0) -> dict:
-    """{"steps": {"0": {exact, cells, n, pass@k ...}, ...}, ...} over the first `tasks` (0: all) held-out tasks."""
-    cfg, net, _ = load_run(folder)
-    if cfg.data.task != "arc":
-        raise UserError(f"{folder}: a run of data.task = {cfg.data.task!r}, expected 'arc'")
-    own, dataset = learning(cfg, lr, batch), data.load(cfg)
-    ds = dataset.arc
+    """{"steps": {"0": {exact, cells, n, pass@k ...}, ...}, ...} of the held-out tasks.
+
+    tasks: only the first so many; 0: all.
+    """
+    cfg, net = load_arc_run(folder)
+    own, dataset = config_of_one_task(cfg, lr, batch), data.load(cfg)
+    ds, steps = dataset.arc, sorted(steps)
     chosen, world = ds.test[: tasks or None], make_world(own.train)
     plan = episodes.queries(ds, cfg.arc, chosen)
     answers = {n: np.zeros((len(plan), cfg.arc.side**2), np.int64) for n in steps}
@@ -282,70 +362,85 @@ def adapt(folder: Path, steps: list[int], tasks: int = 0, lr: float = 0.0, batch
         alone = dataclasses.replace(dataset, arc=dataclasses.replace(ds, train=np.array([task])))
         run = make_run(own, folder, world, alone)
         run.net.load_state_dict(net.state_dict())
-        feed = data.batches(alone, own, own.train.batch_size, own.seed, 0, device=world.device)
-        try:
-            for n in sorted(steps):
-                while run.step < n:
-                    train_step(run, feed)
-                answers[n][mine], confidence[n][mine], _ = solve(run.net, own, rows, world)
-        finally:
-            feed.close()
+        for n in train_to(run, alone, steps):
+            found = solve(run.net, own, rows, world)
+            answers[n][mine], confidence[n][mine] = found.answers, found.confidence
     plain = plan.augmentation == 0
     labels = episodes.examples(ds, cfg.arc, plan[plain])["labels"]
+    figures = {}
+    for n in steps:
+        votes = episodes.vote(ds, cfg.arc, plan, answers[n], confidence[n])
+        figures[str(n)] = score(answers[n][plain], labels) | votes
     return {
         "mode": "test-time training on the demonstrations of each held-out task",
         "tasks": len(chosen),
         "lr": own.train.lr,
         "batch_size": own.train.batch_size,
-        "steps": {
-            str(n): score(answers[n][plain], labels)
-            | episodes.vote(ds, cfg.arc, plan, answers[n], confidence[n])
-            for n in sorted(steps)
-        },
+        "steps": figures,
         "config": flatten(own),
     }
 
 
-def words(folder: Path, found: dict) -> str:
-    lines = [
-        f"{folder}: n = {found['n']['train']} training and {found['n']['test']} held-out queries"
-    ]
+def train_to(run, dataset: data.Dataset, steps: list[int]) -> Iterator[int]:
+    """Trains, and stops after each of these steps."""
+    cfg = run.cfg
+    feed = data.batches(dataset, cfg, cfg.train.batch_size, cfg.seed, 0, device=run.world.device)
+    try:
+        for n in steps:
+            while run.step < n:
+                train_step(run, feed)
+            yield n
+    finally:
+        feed.close()
+
+
+# ---------------------------------------------------------------- words
+
+
+def probe_words(folder: Path, found: dict) -> str:
+    """probes.json as lines to read."""
+    n = found["n"]
+    lines = [f"{folder}: n = {n['train']} training and {n['test']} held-out queries"]
     for side, context in found["context"].items():
-        lines.append(
-            f"  {side:5} exact "
-            + ", ".join(f"{100 * v:.1f} % ({k} context)" for k, v in context.items())
-        )
-    for side, row in found["demos"].items():
-        lines.append(
-            f"  {side:5} exact by demonstrations shown: "
-            + ", ".join(f"{k}: {100 * v['exact']:.1f} %" for k, v in row.items())
-        )
+        lines.append(f"  {side:5} exact {listed(context, '{v:.1f} % ({k} context)', 100)}")
+    for side, figures in found["demos"].items():
+        exact = {shown: part["exact"] for shown, part in figures.items()}
+        words = listed(exact, "{k}: {v:.1f} %", 100)
+        lines.append(f"  {side:5} exact by demonstrations shown: {words}")
     for name in ("order", "interface"):
         if found.get(name):
-            lines.append(f"  {name}: " + ", ".join(f"{k} {v:.4g}" for k, v in found[name].items()))
-    if gradient := found.get("gradient"):
-        lines.append(
-            "  gradient at the context over that at the question, by step: "
-            + ", ".join(f"{r:.3g}" for r in gradient["context_over_question"])
-        )
-        lines.append(
-            "  gradient by part: " + ", ".join(f"{k} {v:.3g}" for k, v in gradient["parts"].items())
-        )
-        if (cosine := gradient.get("cosine_between_tasks")) is not None:
-            lines.append(
-                f"  cosine of the encoder's gradients of two tasks: {cosine:.3g} on average"
-            )
+            lines.append(f"  {name}: {listed(found[name], '{k} {v:.4g}')}")
+    if found.get("gradient"):
+        lines += gradient_words(found["gradient"])
     if "noise" in found:
         lines.append(f"  answers that differ between two samples: {100 * found['noise']:.1f} %")
     return "\n".join(lines)
 
 
-def adapted_words(folder: Path, found: dict) -> str:
+def listed(values: dict[str, float], form: str, scale: float = 1) -> str:
+    """Names k and scaled values v, each pair in a form."""
+    return ", ".join(form.format(k=name, v=scale * value) for name, value in values.items())
+
+
+def gradient_words(found: dict) -> list[str]:
+    ratios = ", ".join(f"{ratio:.3g}" for ratio in found["context_over_question"])
+    lines = [
+        f"  gradient at the context over that at the question, by step: {ratios}",
+        f"  gradient by part: {listed(found['parts'], '{k} {v:.3g}')}",
+    ]
+    cosine = found.get("cosine_between_tasks")
+    if cosine is not None:
+        lines.append(f"  cosine of the encoder's gradients of two tasks: {cosine:.3g} on average")
+    return lines
+
+
+def adapt_words(folder: Path, found: dict) -> str:
+    """adapt.json as lines to read."""
     lines = [f"{folder}: test-time training, a mode of its own"]
     for n, part in found["steps"].items():
         exact, low, high = (100 * part[key] for key in ("exact", "exact_low", "exact_high"))
         share = f"{exact:.1f} % exact ({low:.1f} to {high:.1f}, n = {part['n']})"
-        lines.append(f"  {n:>5} steps per task: {share}, {episodes.sentence(part)}")
+        lines.append(f"  {n:>5} steps per task: {share}, {episodes.vote_sentence(part)}")
     return "\n".join(lines)
 
 
@@ -374,7 +469,7 @@ def adapt_command(argv: list[str]) -> None:
     steps = sorted({int(word) for word in words})
     found = adapt(args.run, steps, args.tasks, args.lr, args.batch)
     write_text(args.run / "adapt.json", json.dumps(found, indent=1) + "\n")
-    print(adapted_words(args.run, found))
+    print(adapt_words(args.run, found))
 
 
 def probe_command(argv: list[str]) -> None:
@@ -385,7 +480,7 @@ def probe_command(argv: list[str]) -> None:
     for folder in args.runs:
         found = probe(folder, args.against)
         write_text(folder / "probes.json", json.dumps(found, indent=1) + "\n")
-        print(words(folder, found))
+        print(probe_words(folder, found))
 
 
 def main(argv: list[str] | None = None) -> int:

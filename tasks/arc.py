@@ -5,7 +5,7 @@ row of an embedding stands for the task. The libraries:
 
     tasks/arc_tasks.py    files, canvas, augmentation, generated rules
     tasks/episodes.py     splits, episodes, votes
-    tasks/conditioned.py  a net and its encoder as one
+    tasks/conditioned.py  the net with an encoder: its health, a decoder from another run
     tasks/arc_report.py   figures of a trained net
     tasks/arc_rules.py    the decision trees of the encoder experiments; arc_plots.py their plots
 """

