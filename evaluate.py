@@ -82,8 +82,7 @@ def solve_block(net, split, cfg, world, task, answers: Answers, mine, block, ada
         **{name: data.tensor(values[mine[block]]) for name, values in split.more.items()},
     }
     batch = {name: value.to(world.device) for name, value in batch.items()}
-    g = torch.Generator(world.device).manual_seed(int(block[0]))
-    states = net.first_states(len(block), split.inputs.shape[1], g)
+    states = net.states_of(split.inputs[mine[block]], cfg.seed)
     carry = net.refill(net.start(batch), batch, states)
     average = 1 if adaptive else cfg.train.eval_average
     running, summed = block, 0.0  # running[i]: the row that slot i solves

@@ -12,6 +12,7 @@ Shapes: B slots, P prefix positions (the puzzle embedding), L cells, D width, V 
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -216,6 +217,25 @@ class Trainable(nn.Module):
     """What train.py asks of a net, where most have nothing to say."""
 
     planes = 1  # positions per cell
+
+    def states_of(self, questions, seed: int) -> tuple[Tensor, Tensor]:
+        """The first y and z of these puzzles, each broadcastable to (B, P+L, D), for evaluation.
+
+        questions: a numpy array (B, L) or (B, F). With init = "random" the noise of a puzzle is a
+        function of the seed and its question. So an evaluation is the same for any batch size,
+        pieces of a batch and number of processes.
+        """
+        B, L = questions.shape
+        if self.cfg.init != "random":
+            return self.first_states(B, L)
+        g = torch.Generator(next(self.parameters()).device)
+        states = []
+        for question in questions:
+            key = hashlib.sha256(f"{seed} ".encode() + question.tobytes()).digest()
+            g.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+            states.append(self.first_states(1, L, g))
+        y, z = zip(*states)
+        return torch.cat(y), torch.cat(z)
 
     def exploration(self, B: int, g: torch.Generator) -> Tensor | None:
         """Steps demanded of each row before it may halt (B,)."""

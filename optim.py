@@ -146,6 +146,7 @@ class SignSGD(torch.optim.Optimizer):
 # ---------------------------------------------------------------- who gets which optimizer
 
 OPTIMIZERS = ("adamw", "muon", "adam_atan2")
+PUZZLE_TABLES = ("puzzles", "encoder.puzzles")  # parameters: a row for every puzzle identifier
 
 
 def make_optimizers(
@@ -190,7 +191,7 @@ def make_optimizers(
 
 def kind_of(name: str, p: Tensor, muon: bool) -> str:
     """What a parameter is to the optimizers: "puzzles", "matrices" (for Muon) or "rest"."""
-    if name in ("puzzles", "encoder.puzzles"):
+    if name in PUZZLE_TABLES:
         return "puzzles"
     recursive = name.startswith("net")  # net and net_y
     encoder_block = name.startswith("encoder.") and "blocks." in name
@@ -214,12 +215,13 @@ def groups(
 def schedule(cfg, step: int) -> float:
     """Share of the full learning rate at this step.
 
-    A linear warm-up, then constant, or a cosine from 1 down to `lr_floor`.
+    A linear warm-up, then constant, or a cosine from 1 at the first step after it down to
+    `lr_floor` at the last.
     """
     warm = min(1.0, (step + 1) / cfg.warmup) if cfg.warmup else 1.0
     if cfg.schedule == "constant":
         return warm
-    progress = max(0.0, (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup))
+    progress = max(0.0, (step - cfg.warmup) / max(1, cfg.steps - 1 - cfg.warmup))
     falling = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))  # 1 -> 0
     return warm * (cfg.lr_floor + (1 - cfg.lr_floor) * falling)
 
@@ -288,7 +290,23 @@ class GrokFast:
 # ---------------------------------------------------------------- the average of weights
 
 
-def make_ema(net: nn.Module, decay: float, warmup: bool) -> AveragedModel:
+class Average(AveragedModel):
+    """A copy of the net whose weights are an average.
+
+    The rows of puzzle identifiers are copied as they are now. The public TRM code does so too: its
+    rows are a buffer, and its average takes parameters alone.
+    """
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        super().update_parameters(model)
+        own = dict(self.module.named_parameters())
+        for name, p in model.named_parameters():
+            if name in PUZZLE_TABLES:
+                own[name].copy_(p)
+
+
+def make_ema(net: nn.Module, decay: float, warmup: bool) -> Average:
     """A copy of the net whose weights are the exponential moving average.
 
     With `warmup` the decay of update t is min(decay, (1 + t) / (10 + t)), so that early weights
@@ -302,4 +320,4 @@ def make_ema(net: nn.Module, decay: float, warmup: bool) -> AveragedModel:
             keep = min(decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(ema, new, 1 - keep)
 
-    return AveragedModel(net, multi_avg_fn=average)
+    return Average(net, multi_avg_fn=average)

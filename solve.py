@@ -72,8 +72,7 @@ def solve(task, cfg: Config, net, inputs: np.ndarray, steps: int) -> Trace:
     row = torch.from_numpy(inputs.astype(np.int64)).to(device)[None]
     puzzle = torch.zeros(1, dtype=torch.long, device=device)
     batch = {"inputs": row, "labels": row, "puzzle": puzzle}  # labels are never read
-    states = net.first_states(1, len(inputs), torch.Generator(device).manual_seed(0))
-    carry = net.refill(net.start(batch), batch, states)
+    carry = net.refill(net.start(batch), batch, net.states_of(inputs[None], cfg.seed))
     probabilities, halt = [], []
     for _ in range(steps):
         carry, out = net.step(carry)

@@ -149,7 +149,8 @@ def solve(net: TRM, cfg, rows: dict[str, np.ndarray], world, wrong: str = "") ->
         # One batch size: the last row may be there more than once.
         at = mine[np.minimum(np.arange(first, first + size), len(mine) - 1)]
         batch = {name: data.tensor(values[at]).to(world.device) for name, values in rows.items()}
-        solved = solve_batch(net, cfg, batch, first, wrong)
+        states = net.states_of(rows["inputs"][at], cfg.seed)
+        solved = solve_batch(net, cfg, batch, states, wrong)
         real = min(size, len(mine) - first)
         for name, values in solved.items():
             parts[name].append(values[:real])
@@ -160,13 +161,16 @@ def solve(net: TRM, cfg, rows: dict[str, np.ndarray], world, wrong: str = "") ->
 
 
 def solve_batch(
-    net: TRM, cfg, batch: dict[str, torch.Tensor], seed: int, wrong: str
+    net: TRM,
+    cfg,
+    batch: dict[str, torch.Tensor],
+    states: tuple[torch.Tensor, torch.Tensor],
+    wrong: str,
 ) -> dict[str, torch.Tensor]:
-    """The fields of `Solved` as tensors (B, ...). seed: of random first states."""
+    """The fields of `Solved` as tensors (B, ...). states: the first y and z."""
     B, P = len(batch["task"]), cfg.model.prefix
     device = batch["task"].device
-    g = torch.Generator(device).manual_seed(seed)
-    carry = net.refill(net.start(batch), batch, net.first_states(B, net.shape.seq_len, g))
+    carry = net.refill(net.start(batch), batch, states)
     keys = {}
     if wrong == "mean":
         keys["average"] = True

@@ -39,6 +39,7 @@ from tasks.puzzles import (
     generate_mazes,
     puzzle_keys,
     redraw_mazes,
+    refuse_tall,
     solve_maze,
     solve_mazes,
     to_tokens,
@@ -157,17 +158,13 @@ class Maze(Task):
         """Every training maze turned and mirrored, redrawn if asked for, and solved again."""
         side = data.size
         turned = turned_mazes(train.inputs)
-        if data.redraw:
-            copies = np.repeat(turned, data.redraw, 1).reshape(-1, side * side)
-            copies = redraw_mazes(copies, data.flip, rng(data.seed, REDRAW))
-            turned = np.concatenate([turned, copies.reshape(len(train), -1, side * side)], 1)
-        solved = solve_mazes(turned.reshape(-1, side * side))[0].reshape(turned.shape)
         card["augmentation"] = "8 turns and mirror images, each solved again"
         if data.redraw:
-            card["augmentation"] += (
-                f"; of each {data.redraw} copies with S and G redrawn, "
-                f"{data.flip:.0%} of cells changed"
-            )
+            copies = np.repeat(turned, data.redraw, 1).reshape(-1, side * side)
+            redrawn = redraw_mazes(copies, data.flip, rng(data.seed, REDRAW))
+            card |= redraw_card(data, copies, redrawn)
+            turned = np.concatenate([turned, redrawn.reshape(len(train), -1, side * side)], 1)
+        solved = solve_mazes(turned.reshape(-1, side * side))[0].reshape(turned.shape)
         same = (solved[:, 0] == train.labels).all(1).sum()
         card["labels_by_rule"] = f"{int(same)} of {len(train)}"
         return Split(turned, solved)
@@ -189,6 +186,13 @@ class Maze(Task):
         lost = np.flatnonzero(solve_mazes(inputs)[1] < 0)
         if lost.size:
             raise UserError(f"{where(lost[0])} G cannot be reached from S")
+        bad = np.flatnonzero(~check("maze", inputs, labels)["valid"])
+        if bad.size:
+            found = (labels[bad[0]] == PATH).sum()
+            raise UserError(
+                f"{where(bad[0])} the answer's {found} cells 'o' are not one path from S to G, "
+                "expected one, none of whose cells could be spared"
+            )
 
     def generate(self, data, split: str, rows: int, g, avoid) -> tuple[Split, str]:
         side = data.side(split)
@@ -241,6 +245,7 @@ class Maze(Task):
             )
         cells = sum(map(len, lines))
         if len(lines) > 1:
+            refuse_tall(lines)
             side = max(len(lines), *map(len, lines))  # trailing spaces may be lost
         else:
             side = round(cells**0.5) if round(cells**0.5) ** 2 == cells else cfg.data.size
@@ -317,6 +322,18 @@ class Maze(Task):
 
 
 # ---------------------------------------------------------------- helpers
+
+
+def redraw_card(data, before: np.ndarray, after: np.ndarray) -> dict:
+    """What redrawing did to these mazes (N, L)."""
+    changed = ((before == WALL) != (after == WALL)).mean()
+    unchanged = int((before == after).all(1).sum())
+    return {
+        "augmentation": "8 turns and mirror images, each solved again; of each "
+        f"{data.redraw} copies with S and G redrawn and cells changed with chance {data.flip:g}",
+        "redraw_cells_changed": round(float(changed), 5),
+        "redraw_unchanged": f"{unchanged} of {len(after)} copies",
+    }
 
 
 def fresh_mazes(dataset: MazeData, data, size: int, seed: int, step: int):

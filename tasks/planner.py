@@ -542,11 +542,11 @@ def as_batch(plant: Plant, x0: np.ndarray, target: np.ndarray) -> dict[str, Tens
 def all_plans(net: Planner, x0: np.ndarray, target: np.ndarray, cycles: int = 0) -> np.ndarray:
     """The plans of all cycles (K, B, N, m) float64, u^0 first where there is one."""
     device = net.input_mean.device
-    batch = {name: v.to(device) for name, v in as_batch(net.plant, x0, target).items()}
-    g = torch.Generator(device).manual_seed(0)
-    carry = net.refill(None, batch, net.first_states(len(x0), g=g))
+    rows = as_batch(net.plant, x0, target)
+    batch = {name: v.to(device) for name, v in rows.items()}
+    carry = net.refill(None, batch, net.states_of(rows["inputs"].numpy(), 0))
     plans = net.plans(batch, (carry.y, carry.z), cycles)
-    return torch.stack(plans).double().cpu().numpy()
+    return torch.stack(plans).cpu().numpy().astype(np.float64)  # MPS has no float64
 
 
 def policy(net: Planner) -> Callable:

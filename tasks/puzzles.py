@@ -91,6 +91,7 @@ def one_line(task: str, text: str) -> str:
     """The cells of a text of one or many lines.
 
     White space in a Sudoku is dropped. A maze gets back the trailing spaces that an editor cut off.
+    Raises UserError for a maze with more rows than columns.
     """
     if task == "sudoku":
         return "".join(text.split())
@@ -98,7 +99,22 @@ def one_line(task: str, text: str) -> str:
     longest = max(map(len, lines), default=0)
     if longest != len(lines):  # no square: empty lines around it may be to blame
         lines = text.strip("\r\n").splitlines()
+    refuse_tall(lines)
     return "".join(line.ljust(len(lines)) for line in lines)
+
+
+def refuse_tall(lines: list[str]) -> None:
+    """Raises UserError for a maze of more rows than columns, where no editor cut off spaces.
+
+    It did not where all rows are equally long, or where one of them ends in a space. Such a maze
+    made square with free cells could have a path that it does not have.
+    """
+    longest = max(map(len, lines), default=0)
+    whole = min(map(len, lines), default=0) == longest or any(line[-1:] == " " for line in lines)
+    if 0 < longest < len(lines) and whole:
+        raise UserError(
+            f"the puzzle has {len(lines)} rows of {longest} cells, expected as many rows as columns"
+        )
 
 
 def encode(task: str, text: str, size: int) -> np.ndarray:
@@ -265,13 +281,14 @@ def far_cells(passable: np.ndarray, goal: np.ndarray, least: int) -> np.ndarray:
 
 
 def redraw_mazes(
-    questions: np.ndarray, flip: float, g: np.random.Generator, tries: int = 16
+    questions: np.ndarray, flip: float, g: np.random.Generator, tries: int = 1000
 ) -> np.ndarray:
     """Mazes like these (N, L), without labels.
 
     Every cell changes between wall and free with probability `flip`. G is drawn uniformly from
-    the free cells, S from those at least as far from it as in the closest of `questions`. A maze
-    for which `tries` draws find no such S comes back as it was.
+    the free cells, S from those at least as far from it as in the closest of `questions`. Where
+    there is no such S, everything is drawn again: more flips make far cells rare. A maze for
+    which `tries` draws find none comes back as it was.
     """
     side, redrawn = math.isqrt(questions.shape[1]), questions.copy()
     least = solve_mazes(questions)[1].min()

@@ -3,7 +3,8 @@
 A tool for refactorings, not a test. OTHER is a folder with an older commit: git worktree add /tmp/old COMMIT.
 Each case below is an entry, made small, that trains for 12 steps with validations in both copies.
 Compared are metrics.jsonl without the seconds, the test figures of summary.json and the tensors of best.pt.
-Runs of OTHER are kept in the work folder and used again. Exit codes: 0 all identical, 1 something differs.
+Runs of OTHER are kept in the work folder and used again. Cases in EXPECTED were changed on purpose since.
+Exit codes: 0 all the others are identical, 1 something else differs.
 """
 
 import argparse
@@ -86,6 +87,35 @@ CASES = {  # name -> entry below sweeps/ and the options that make it small
         "recurrent/trm_style.toml",
         f"{READER} --encoder.decoder= --model.prefix=4 --encoder.freeze_decoder_steps=4",
     ),
+}
+
+# Cases whose numbers were changed on purpose since the refactoring, and why.
+COSINE = "the cosine reaches its floor at the last step, not one step behind it"
+ROWS = "the averaged net has the rows of puzzle identifiers as they are, as in the public code"
+NOISE = "random first states belong to the puzzle, not to its place in a batch"
+EXPECTED = {
+    "maze_conv_halting": COSINE,
+    "maze_fresh": COSINE,
+    "maze_hard": COSINE,
+    "maze_attention": ROWS,
+    "maze_rope2d": ROWS,
+    "maze_muon": ROWS,
+    "maze_two_nets": ROWS,
+    "maze_random_init": f"{NOISE}; {ROWS}",
+    "sudoku_mixer": ROWS,
+    "sudoku_per_digit": COSINE,
+    "sudoku_grokfast": ROWS,
+    "control": COSINE,
+    "control_ablation": COSINE,
+    "control_feedback": COSINE,
+    "control_process": COSINE,
+    "control_source": COSINE,
+    "control_one_token": COSINE,
+    "arc_embed": f"{COSINE}; {ROWS}",
+    "arc_standard": COSINE,
+    "arc_decoder": COSINE,
+    "arc_hybrid": COSINE,
+    "arc_cells": COSINE,
 }
 
 
@@ -188,7 +218,7 @@ def main() -> int:
         "--only-other", action="store_true", help="make the runs of OTHER, compare nothing"
     )
     args = parser.parse_args()
-    bad = 0
+    bad = on_purpose = 0
     for name in args.names or CASES:
         old = train(args.other.resolve(), args.work / "other", name)
         if args.only_other:
@@ -203,15 +233,19 @@ def main() -> int:
             for key in one.keys() | two.keys()
             if key not in one or key not in two or not same(one[key], two[key])
         ]
-        print(
-            f"identical  {name}: {len(one)} values"
-            if not wrong
-            else f"DIFFERENT  {name}: {len(wrong)} values, {sorted(wrong)[:4]}",
-            flush=True,
-        )
-        bad += bool(wrong)
+        if not wrong:
+            print(f"identical  {name}: {len(one)} values", flush=True)
+        elif name in EXPECTED:
+            why = EXPECTED[name]
+            print(f"changed on purpose  {name}: {len(wrong)} values; {why}", flush=True)
+            on_purpose += 1
+        else:
+            print(f"DIFFERENT  {name}: {len(wrong)} values, {sorted(wrong)[:4]}", flush=True)
+            bad += 1
     if not args.only_other:
-        print(f"{len(args.names or CASES) - bad} of {len(args.names or CASES)} identical")
+        count = len(args.names or CASES)
+        same_count = count - bad - on_purpose
+        print(f"{same_count} of {count} identical, {on_purpose} changed on purpose, {bad} different")
     return int(bad > 0)
 
 

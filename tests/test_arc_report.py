@@ -45,7 +45,7 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.known = set(map(int, known))
 
-    def first_states(self, B, L, g=None):
+    def states_of(self, questions, seed):
         return None
 
     def start(self, batch):

@@ -303,11 +303,16 @@ def test_the_schedule_warms_up_linearly_and_ends_at_its_floor():
     assert schedule(TrainConfig(warmup=0), 0) == 1.0
     cosine = TrainConfig(warmup=4, steps=20, schedule="cosine", lr_floor=0.1)
     assert [schedule(cosine, s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    for s in (4, 8, 12, 16, 20):
+    for s in (4, 8, 12, 16, 19):
         assert schedule(cosine, s) == pytest.approx(
-            0.1 + 0.9 * (1 + math.cos(math.pi * (s - 4) / 16)) / 2
+            0.1 + 0.9 * (1 + math.cos(math.pi * (s - 4) / 15)) / 2
         )
-    assert schedule(cosine, 12) == pytest.approx(0.55)
+    assert schedule(cosine, 19) == pytest.approx(0.1, abs=1e-12), "the last step is at the floor"
+    odd = TrainConfig(warmup=4, steps=21, schedule="cosine", lr_floor=0.1)
+    assert schedule(odd, 12) == pytest.approx(0.55)
+    for steps in (1, 2, 3):  # no room for a cosine
+        short = TrainConfig(warmup=2, steps=steps, schedule="cosine", lr_floor=0.1)
+        assert [schedule(short, s) for s in range(steps)] == [0.5, 1.0, 1.0][:steps]
     assert schedule(cosine, 20) == pytest.approx(0.1) == schedule(cosine, 25)
     falling = [schedule(cosine, s) for s in range(4, 21)]
     assert falling == sorted(falling, reverse=True)
