@@ -281,6 +281,7 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="write one PNG only: a puzzle step by step, beside it the test accuracy per step",
     )
+    add("--page", type=Path, help="write one HTML file only: the net itself, to play with")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         advice = "" if unknown[0].startswith("-") else ", put the puzzle in quotes"
@@ -313,6 +314,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             f"{args.run}: a run of data.task = {task.name!r}, expected a puzzle that can be drawn"
         )
+    if args.page:
+        task.write_page(args.page, cfg, net, state)
+        print(f"wrote   {args.page}")
+        return
     folder = args.run if args.run.is_dir() else args.run.parent
     if args.puzzle is None:
         count = 64 if args.picture else 1

@@ -501,6 +501,12 @@ class Task:
         cases = {"wrong": wrong, "new": filled & (answer != before), "given": ~filled}
         return np.select(list(cases.values()), list(cases), "filled")
 
+    def write_page(self, path: Path, cfg, net, state: dict) -> None:
+        """A page to play with a trained net: see tasks/page.py. Raises UserError."""
+        from tasks.page import write_page
+
+        write_page(path, self, cfg, net, state)
+
     def decorate(self, ax, data, inputs, answer, kinds, size: float) -> None:
         """Letters and lines of a picture. size: points per cell."""
         rows, cols = self.sides(data, len(inputs))
