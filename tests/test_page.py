@@ -126,12 +126,12 @@ def run_node(text, code, folder):
 
 
 def run_chromium(text, code, folder):
-    """What `code` returns, run by a browser in the open page."""
+    """What `code` returns, run by a browser in the open page. The code may `await`."""
     code = f"""<script>
         const result = document.createElement("pre");
         result.id = "result";
-        result.textContent = JSON.stringify((() => {{ {code} }})());
         document.body.append(result);
+        (async () => {{ {code} }})().then((value) => (result.textContent = JSON.stringify(value)));
     </script>"""
     (folder / "opened.html").write_text(text.replace("</body>", f"{code}</body>"), "utf-8")
     flags = "--headless --no-sandbox --disable-gpu --virtual-time-budget=20000 --dump-dom".split()
@@ -265,6 +265,7 @@ HELP = """
     };
     const kinds = () => [...$("grid").querySelectorAll("[data-kind]")].map((c) => c.dataset.kind);
     const said = () => $("title").textContent;
+    const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 """
 
 
@@ -383,6 +384,40 @@ def test_a_sudoku_is_typed_with_finger_and_keys(tmp_path):
     assert seen["refused"] == "What was pasted is no sudoku of 4 cells a side"
     assert seen["several"].endswith("(there are several solutions)")
     assert seen["none"].endswith("(there is no solution)")
+
+
+@needs_chromium
+def test_it_runs_by_itself_pauses_and_goes_on(tmp_path):
+    text, cfg, _ = write("pool", tmp_path / "page.html")
+    code = f"""
+        {HELP}
+        const seen = [];
+        const note = () => seen.push([said().split(":")[0], $("run").textContent]);
+        note();
+        $("run").click();
+        note();
+        $("run").click();
+        await wait(3000);
+        note();
+        press("r");
+        await wait(3000);
+        note();
+        press("m");
+        await wait(5000);
+        note();
+        press("r");
+        await wait(50);
+        press("Escape");
+        await wait(3000);
+        note();
+        return seen;
+    """
+    seen = run_chromium(text, code, tmp_path)
+    assert cfg.eval_steps == 3
+    assert seen[0] == ["The question", "Run"]
+    assert seen[1] == ["Step 1", "Pause"] and seen[2] == ["Step 1", "Run"]
+    assert seen[3] == ["Step 3", "Run"] and seen[4] == ["Step 6", "Run"]
+    assert seen[5] == ["The question", "Run"]
 
 
 # ---------------------------------------------------------------- the command
