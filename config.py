@@ -12,11 +12,14 @@ import difflib
 import inspect
 import json
 import math
+import os
 import re
 import shlex
+import stat
 import sys
 import textwrap
 import typing
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +49,7 @@ FREE = {
     "train.wandb",
 }
 SHARED = FREE | {"seed"}  # what the seeds of one entry may differ in
+LARGEST = 1e37  # of all numbers: an optimizer divides a rate by 1 - beta and computes in float32
 
 
 # ---------------------------------------------------------------- one value
@@ -70,8 +74,44 @@ def fits(value, kind) -> bool:
     if isinstance(value, bool):
         return kind is bool
     if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
+        return isinstance(value, (int, float)) and abs(value) <= LARGEST
+    return isinstance(value, kind) and not beyond(value)
+
+
+def wanted_of(value, kind) -> str:
+    """What a field takes, in words, and what else is wrong with a value of the right type."""
+    if kind is float:
+        right = isinstance(value, (int, float))
+    else:
+        right = not choices_of(kind) and isinstance(value, kind)
+    return f"{describe(kind)} {beyond(value)}".rstrip() if right else describe(kind)
+
+
+def beyond(value) -> str:
+    """Why a value is none that can be computed with, or written back; empty: it can."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "of at most 64 bits"
+    if isinstance(value, float) and math.isfinite(value) and abs(value) > LARGEST:
+        return f"of at most {LARGEST:g}"
+    if isinstance(value, str) and ("\0" in value or not is_unicode(value)):
+        return "without NUL and of valid UTF-8"
+    return ""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8. Words of a command line may hold any bytes."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def shown(value) -> str:
+    """A value for a sentence: as Python writes it, on one line and not too long."""
+    if isinstance(value, int) and beyond(value):
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # deep nesting; a very long integer inside a list
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= 300 else f"{text[:200]}... ({len(text)} characters)"
 
 
 def nearest(word: str, known) -> str:
@@ -87,9 +127,11 @@ def parse_value(text: str, kind):
     """
     if kind is str or any(isinstance(choice, str) for choice in choices_of(kind)):
         return text
+    if "\n" in text:  # what follows would be another key
+        return text
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         if kind is float and re.fullmatch(r"-?(\.\d+|\d+\.)", text):
             return float(text)
         return text  # check_layer says what was expected
@@ -188,9 +230,9 @@ def to_toml(cfg, entry: str) -> str:
     def lines(part) -> list[str]:
         values = [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
         plain = [(name, value) for name, value in values if not dataclasses.is_dataclass(value)]
-        return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in plain]
+        return [f"{name} = {toml_value(value)}" for name, value in plain]
 
-    text = [f"# {entry}", *lines(cfg)]
+    text = [f"# {toml_value(str(entry))[1:-1]}", *lines(cfg)]
     for field in dataclasses.fields(cfg):
         table = getattr(cfg, field.name)
         if dataclasses.is_dataclass(table):
@@ -198,17 +240,48 @@ def to_toml(cfg, entry: str) -> str:
     return "\n".join(text) + "\n"
 
 
+def toml_value(value) -> str:
+    """A value as TOML: as JSON, which leaves DEL as it is, where TOML wants an escape."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 # ---------------------------------------------------------------- layers
 
 
-def read_toml(path: Path) -> dict:
-    """The tables of a file. Raises UserError."""
+def refuse_device(path) -> None:
+    """Raises UserError for a pipe, a device or a socket: reading one may never end.
+
+    A path that leads nowhere is left to whoever opens it.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: is a pipe or a device, expected a regular file")
+
+
+def read_toml(path: Path) -> dict:
+    """The tables of a file, which may begin with a byte order mark. Raises UserError."""
+    refuse_device(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise UserError(f"{path}: cannot read the entry ({e.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except ValueError as e:  # no TOML, no UTF-8, an integer of thousands of digits
         raise UserError(f"{path}: not a TOML file ({e})") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a TOML file of ours (nested too deeply)") from None
+
+
+def refuse_name(entry: Path) -> None:
+    """Raises UserError for an entry whose name can be no run folder's."""
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in str(entry)):
+        raise UserError(
+            f"{str(entry)!r}: expected the name of an entry without control characters, in UTF-8"
+        )
+    if not entry.name.removesuffix(".toml").strip("."):
+        raise UserError(f"{entry}: expected an entry with a name before .toml")
 
 
 def check_layer(layer: dict, cls, where: str) -> None:
@@ -216,16 +289,15 @@ def check_layer(layer: dict, cls, where: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in layer.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown key '{key}'{nearest(key, fields)}")
+            raise UserError(f"{where}: unknown key {shown(key)}{nearest(key, fields)}")
         kind, default = fields[key].type, fields[key].default
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise UserError(f"{where}: {key} = {value!r}, expected a table [{key}]")
+                raise UserError(f"{where}: {key} = {shown(value)}, expected a table [{key}]")
             check_layer(value, kind, f"{where} [{key}]")
         elif not fits(value, kind):
-            sentence = (
-                f"{where}: {key} = {value!r}, expected {describe(kind)} (default {default!r})"
-            )
+            wanted = wanted_of(value, kind)
+            sentence = f"{where}: {key} = {shown(value)}, expected {wanted} (default {default!r})"
             if choices_of(kind) and isinstance(value, str):
                 guess = nearest(value, choices_of(kind))
                 sentence += guess if "did you mean" in guess else ""
@@ -244,15 +316,19 @@ def merge(under: dict, over: dict) -> dict:
 def read_layers(entry: Path) -> list[tuple[str, dict]]:
     """(file, its tables) of the entry, and before it of its base, if it has one.
 
-    `base` names another entry, relative to this one. It has one level, so two files tell all.
+    `base` names another entry, relative to this one; relative to the file that a link points to,
+    where there is none beside the link. It has one level, so two files tell all.
     """
+    refuse_name(entry)
     own = read_toml(entry)
     if "base" not in own:
         return [(str(entry), own)]
     base = own.pop("base")
-    if not isinstance(base, str):
-        raise UserError(f"{entry}: base = {base!r}, expected the path of another entry")
+    if not isinstance(base, str) or not base or beyond(base):
+        raise UserError(f"{entry}: base = {shown(base)}, expected the path of another entry")
     below = entry.parent / base
+    if not os.path.exists(below) and entry.is_symlink():
+        below = entry.resolve().parent / base
     tables = read_toml(below)
     if "base" in tables:
         raise UserError(
@@ -292,14 +368,14 @@ def overlay(cls, layers: list[tuple[str, dict]], last: str):
         where = origin.get((table, key), f"{last} (default)")
         owner = getattr(cfg, table) if table else cfg
         place = f"{where} [{table}]" if table else where
-        raise UserError(f"{place}: {key} = {getattr(owner, key)!r}, expected {expected}")
+        raise UserError(f"{place}: {key} = {shown(getattr(owner, key))}, expected {expected}")
     return cfg
 
 
 def refuse_problems(table, name: str) -> None:
     """Raises UserError for the first problem of one table, for callers without an entry."""
     for key, expected in table.problems():
-        raise UserError(f"{name}.{key} = {getattr(table, key)!r}, expected {expected}")
+        raise UserError(f"{name}.{key} = {shown(getattr(table, key))}, expected {expected}")
 
 
 def load_config(cls, entry: Path, overrides: dict):
@@ -385,7 +461,7 @@ def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Nam
         advice = nearest(key, beside or [*kinds, *options])
         if not beside and "did you mean" not in advice:
             advice = "; --help lists the keys that this entry can have"
-        fail(f"unknown key '{word}'{advice}")
+        fail(f"unknown key {shown(word)}{advice}")
     given = {key: text for key, text in vars(found).items() if key in kinds}
     return found, nested({key: parse_value(text, kinds[key]) for key, text in given.items()})
 
@@ -408,7 +484,8 @@ def hints(argv: list[str]) -> list[tuple[str, dict]]:
     layers: list[tuple[str, dict]] = []
     for word in argv:
         path = Path(word)
-        if not word.startswith("-") and path.suffix == ".toml" and path.is_file():
+        is_entry = path.suffix.lower() == ".toml" and os.path.isfile(path)
+        if not word.startswith("-") and is_entry:
             layers += read_layers(path)
     for at, word in enumerate(argv):
         key, equals, value = word.removeprefix("--").partition("=")
@@ -493,11 +570,12 @@ def minutes(text: str) -> int:
 
 def below_sweeps(entry: Path) -> tuple[Path | None, Path]:
     """(the sweeps folder or None, the entry's path below it without .toml; else its name)."""
-    parts = Path(entry).resolve().with_suffix("").parts
+    path = Path(os.path.abspath(entry))  # a link is what its name says, not what it points to
+    parts = path.parent.parts
     if "sweeps" not in parts:
-        return None, Path(parts[-1])
+        return None, Path(path.stem)
     at = len(parts) - parts[::-1].index("sweeps")
-    return Path(*parts[:at]), Path(*parts[at:])
+    return Path(*parts[:at]), Path(*parts[at:], path.stem)
 
 
 def slurm_config(entry: Path, overrides: dict | None = None) -> SlurmConfig:
@@ -515,6 +593,6 @@ def slurm_config(entry: Path, overrides: dict | None = None) -> SlurmConfig:
     layers.append(("command line", overrides or {}))
     for where, layer in layers:
         if not isinstance(layer.get("slurm", {}), dict):
-            raise UserError(f"{where}: slurm = {layer['slurm']!r}, expected a table [slurm]")
+            raise UserError(f"{where}: slurm = {shown(layer['slurm'])}, expected a table [slurm]")
     tables = [(f"{where} [slurm]", layer.get("slurm", {})) for where, layer in layers]
     return overlay(SlurmConfig, tables, f"{entry} [slurm]")

@@ -32,7 +32,10 @@ def load(cfg) -> Dataset:
     """
     cfg = whole(cfg)
     refuse_problems(cfg.data, "data")
-    return tasks.get(cfg.data.task).load(cfg)
+    try:
+        return tasks.get(cfg.data.task).load(cfg)
+    except MemoryError as e:
+        raise UserError(f"data: more rows than fit into memory ({e}), expected fewer") from None
 
 
 def whole(cfg):

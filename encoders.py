@@ -66,6 +66,20 @@ FAMILY = {
 }
 
 
+# What a machine may hold or wait for: limits that only a slip of the pen can reach.
+MOST = {
+    "layers": 1000,
+    "set_layers": 1000,
+    "heads": 16_384,
+    "multiple": 16_384,
+    "small": 16_384,
+    "latent": 16_384,
+    "expansion": 1000,
+    "T": 10_000,
+    "n": 10_000,
+}
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     kind: Literal[("none", *FAMILY)] = "none"  # what fills the prefix
@@ -110,6 +124,9 @@ class EncoderConfig:
         for key in ("layers", "heads", "set_layers", "multiple", "small", "T", "n"):
             if getattr(self, key) < 1:
                 yield key, "at least 1"
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                yield key, f"at most {most}"
         if not self.lr > 0:
             yield "lr", "more than 0"
         for key in ("latent", "kl_weight", "query_std", "freeze_steps", "freeze_decoder_steps"):

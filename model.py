@@ -38,6 +38,20 @@ from layers import (
     trunc_normal,
 )
 
+# What a machine may hold or wait for: limits that only a slip of the pen can reach.
+MOST = {
+    "dim": 16_384,
+    "n_layers": 1000,
+    "heads": 16_384,
+    "T": 10_000,
+    "n": 10_000,
+    "n_sup": 10_000,
+    "prefix": 65_536,
+    "multiple": 16_384,
+    "expansion": 1000,
+    "position_expansion": 1000,
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -86,6 +100,9 @@ class ModelConfig:
         for key in ("dim", "n_layers", "heads", "T", "n", "multiple", "n_sup"):
             if getattr(self, key) < 1:
                 yield key, "at least 1"
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                yield key, f"at most {most}"
         for key in ("prefix", "q_weight", "ponder_weight", "complexity_weight"):
             if getattr(self, key) < 0:
                 yield key, "at least 0"

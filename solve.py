@@ -29,6 +29,7 @@ from layers import log_probabilities
 from train import Config, load_run
 
 BLUE, GREY = "#0072B2", "#444444"
+BOM = "\ufeff"  # a mark that some editors put before a text
 
 
 @dataclass
@@ -88,15 +89,15 @@ def read_puzzle(word: str) -> str:
     """The text of a puzzle: the word itself, the file that it names, or standard input for '-'."""
     try:
         if word == "-":
-            return sys.stdin.read()
+            return sys.stdin.read().removeprefix(BOM)
         if os.path.exists(word):
-            return Path(word).read_text(encoding="utf-8")
+            return Path(word).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8"
         raise UserError(f"{word}: not a readable text file ({reason})") from None
     if "/" in word or re.search(r"\.[A-Za-z]\w*$", word):
         raise UserError(f"{word}: no such file")
-    return word
+    return word.removeprefix(BOM)
 
 
 # ---------------------------------------------------------------- in the terminal
@@ -282,7 +283,7 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
         help="write one PNG only: a puzzle step by step, beside it the test accuracy per step",
     )
     add("--page", type=Path, help="write one HTML file only: the net itself, to play with")
-    args, unknown = parser.parse_known_args(argv)
+    args, unknown = parser.parse_known_intermixed_args(argv)  # options anywhere
     if unknown:
         advice = "" if unknown[0].startswith("-") else ", put the puzzle in quotes"
         parser.error(f"unexpected {unknown[0]!r}{advice}")

@@ -533,6 +533,8 @@ class Local:
         """A process of a group of its own: Ctrl-C is ours to pass on."""
         name = str(run.below).replace("/", "_")
         log = self.launch / "logs" / f"{name}_seed{run.cfg.seed}.log"
+        while log.exists():  # a_b.toml beside a/b.toml
+            log = log.with_stem(f"{log.stem}_")
         prepare(run, {"log": str(log)})
         command = [sys.executable, str(self.launch / "code" / "train.py"), *run.words(self.launch)]
         with open(run.folder / ".lock", "w") as lock, open(log, "wb") as f:

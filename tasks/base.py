@@ -14,6 +14,7 @@ numpy only: what needs torch is imported where it is used, so that analyze.py wo
 """
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -94,7 +95,8 @@ class RowsConfig(DataConfig):
         if self.train_rows == 0 and not self.train_path:
             yield "train_rows", "1 or more: 0 means a whole file, but data.train_path is empty"
         if self.cut_from_training and 0 < self.train_rows <= self.val_rows:
-            yield "val_rows", f"fewer than data.train_rows = {self.train_rows}: they are cut from them"
+            fewer = f"fewer than data.train_rows = {self.train_rows}"
+            yield "val_rows", f"{fewer}: they are cut from them"
 
     @property
     def unlimited(self) -> bool:
@@ -169,7 +171,7 @@ class Task:
         """What a run cannot start without, as a sentence; empty: nothing is missing."""
         for key in ("train_path", "test_path"):
             path = getattr(cfg.data, key, "")
-            if path and not Path(path).exists():
+            if path and not os.path.exists(path):
                 return f"data.{key} = {path!r}, but there is no such file; {self.advice()}"
             if not path and not cfg.data.generate:
                 return (
@@ -466,7 +468,7 @@ class Task:
         data = cfg.data
         if size and size != getattr(data, "size", size):
             raise UserError(f"--size {size}: expected {data.size}, the only size of this task")
-        if not data.test_path or not Path(data.test_path).exists():
+        if not data.test_path or not os.path.exists(data.test_path):
             raise UserError(
                 f"no puzzle given, and data.test_path = {data.test_path!r} is not there"
             )

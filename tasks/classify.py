@@ -5,6 +5,7 @@ modular: a + b modulo p, the task on which grokking was found (arXiv 2201.02177)
 The rows themselves are in tasks/features.py, the net in tasks/classifier.py.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ class ModularConfig(DataConfig):
             yield "seed", "0 or more"
         if self.modulus < 2:
             yield "modulus", "2 or more"
+        if self.modulus > 5000:
+            yield "modulus", "at most 5000: a table of all sums"
         if not 0 < self.train_share < 1:
             yield "train_share", "a share between 0 and 1"
 
@@ -108,7 +111,7 @@ class Classify(Task):
     def missing(self, cfg) -> str:
         for key in ("train_path", "test_path"):
             path = getattr(cfg.data, key, "")
-            if path and not Path(path).exists():
+            if path and not os.path.exists(path):
                 return f"data.{key} = {path!r}, but there is no such file"
         return ""
 
@@ -133,7 +136,13 @@ class Classify(Task):
         kind = np.unique(inputs, axis=0, return_inverse=True)[1].ravel()
         val = val[~np.isin(kind[val], kind[test])]
         train = train[~np.isin(kind[train], kind[np.concatenate([val, test])])]
+        if not len(val) or not len(train):
+            raise UserError(
+                f"data: {len(train)} training and {len(val)} validation rows are left that no "
+                "later split has too, expected 1 or more of each"
+            )
         card = {"task": self.name, "augmentation": "none"} | rows.card
+        card["dropped_in_later_split"] = rows.train - len(val) - len(train)
         inputs = self.scale(inputs, train, card)
         if rows.ceiling is not None:
             card["ceiling"] = float(rows.ceiling[test].mean())

@@ -5,6 +5,7 @@ tasks/control_report.py. A figure of its own: `to_optimum`, J / J*, the cost of 
 over the least cost that is known.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class Control(Task):
     def missing(self, cfg) -> str:
         for key in ("train_path", "test_path"):
             path = getattr(cfg.data, key)
-            if path and not Path(path).exists():
+            if path and not os.path.exists(path):
                 return f"data.{key} = {path!r}, but there is no such file"
         return ""
 
@@ -166,8 +167,10 @@ def cut_rows(data, plant, held: int) -> tuple[dict, dict]:
             test = read_npz(data.test_path, plant)
         else:
             test = generate(plant, data.test_rows or 1000, "test", data.seed)
+        train, test, dropped = apart(train, test, data.test_rows)
         card = {"source": Path(data.train_path).name, "sha256": digest(data.train_path)}
         card["test_source"] = Path(data.test_path).name or "generated"
+        card |= dropped
     else:
         train, test = (source_splits(plant)[name] for name in ("train", "test"))
         card = {
@@ -181,11 +184,8 @@ def cut_rows(data, plant, held: int) -> tuple[dict, dict]:
         raise UserError(
             f"data.val_rows: {held} validation rows leave nothing of {len(order)} training rows"
         )
-    val, train = (
-        {key: values[rows] for key, values in train.items()}
-        for rows in (order[:held], order[held:])
-    )
-    test = {key: values[: data.test_rows or None] for key, values in test.items()}
+    val, train = (chosen(train, rows) for rows in (order[:held], order[held:]))
+    test = chosen(test, slice(data.test_rows or None))
     card["split"] = f"validation cut from the training rows, seed {data.seed}"
     for rows in (val, test):
         if "optimal_costs" not in rows:
@@ -193,6 +193,33 @@ def cut_rows(data, plant, held: int) -> tuple[dict, dict]:
             best = best_plan(plant, start, target)
             rows["optimal_costs"] = plan_cost(plant, start, best, target)
     return {"train": train, "val": val, "test": test}, card
+
+
+def chosen(rows: dict, which) -> dict:
+    """Some of the rows."""
+    return {key: values[which] for key, values in rows.items()}
+
+
+def apart(train: dict, test: dict, test_rows: int) -> tuple[dict, dict, dict]:
+    """Rows of two files without those that occur before in one, and training rows that are tested.
+
+    Rows are the same if they begin at the same state and have the same target. Test rows beyond
+    the first `test_rows` (0: all) do not count. Returns (train, test, card).
+    """
+    parts = [np.hstack([rows["initial_states"], rows["target_states"]]) for rows in (train, test)]
+    kind = np.unique(np.concatenate(parts), axis=0, return_inverse=True)[1].ravel()
+    of_train, of_test = kind[: len(parts[0])], kind[len(parts[0]) :]
+    first_of_train, first_of_test = (
+        np.sort(np.unique(part, return_index=True)[1]) for part in (of_train, of_test)
+    )
+    tested = of_test[first_of_test[: test_rows or None]]
+    kept = first_of_train[~np.isin(of_train[first_of_train], tested)]
+    card = {
+        "dropped_repeated": len(of_train) - len(first_of_train),
+        "dropped_repeated_test": len(of_test) - len(first_of_test),
+        "dropped_in_test": len(first_of_train) - len(kept),
+    }
+    return chosen(train, kept), chosen(test, first_of_test), card
 
 
 def doing_nothing(plant, rows: dict) -> dict[str, float]:

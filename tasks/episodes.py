@@ -80,12 +80,13 @@ def tasks_of_files(cfg: ArcConfig) -> tuple[list[ArcTask], list[ArcTask], dict]:
     """Tasks to cut training and validation from, test tasks, and their card."""
     pools, card = [], {}
     for number, (key, source) in enumerate([("train", cfg.train), ("test", cfg.test)]):
-        found = read_tasks(source)
+        found, repeated = distinct(read_tasks(source))
         fit = [task for task in found if largest_side(task) <= cfg.side]
         order = rng(cfg.seed, PICK, number).permutation(len(fit))
         pools.append([fit[at] for at in order])
         card[f"{key}_source"] = ", ".join(source_name(one) for one in source.split(","))
         card[f"{key}_too_large"] = len(found) - len(fit)
+        card[f"{key}_pairs_repeated"] = repeated
     pool, test = pools
     # By id also those that are not chosen below: only their pairs may be dropped.
     check_disjoint([replace(task, pairs=[]) for task in pool], test)
@@ -101,6 +102,29 @@ def tasks_of_rules(cfg: ArcConfig) -> tuple[list[ArcTask], list[ArcTask], dict]:
         "generator_seed": cfg.seed,
     }
     return tasks[cfg.test_tasks :], tasks[: cfg.test_tasks], card
+
+
+def distinct(tasks: list[ArcTask]) -> tuple[list[ArcTask], int]:
+    """Tasks less the pairs that occur in them before, and how many those were.
+
+    A query that is a demonstration too would tell its answer. ARC-AGI-1 once had such a task,
+    dc433765. A task that loses all its queries is left out. Raises UserError if every one does.
+    """
+    kept, dropped = [], 0
+    for task in tasks:
+        pairs: dict[str, Pair] = {}
+        for pair in task.pairs:
+            pairs.setdefault(pair_hash(pair), pair)
+        demos = len(set(map(pair_hash, task.pairs[: task.demos])))
+        dropped += len(task.pairs) - len(pairs)
+        if len(pairs) > demos:
+            kept.append(ArcTask(task.id, list(pairs.values()), demos))
+    if tasks and not kept:
+        raise UserError(
+            f"arc: in each of {len(tasks)} tasks, the first is {tasks[0].id!r}, every query is one "
+            "of its own demonstrations, expected another one"
+        )
+    return kept, dropped
 
 
 def largest_side(task: ArcTask) -> int:

@@ -7,16 +7,17 @@ modular     a + b modulo p, the task on which grokking was found (arXiv 2201.021
 """
 
 import csv
-import zipfile
 
 import numpy as np
 
 from config import UserError
+from tasks.files import BAD_FILE, open_text, read_arrays
 
 # The trees of `centres`: dimension, levels below the root, children of a point, and how much
 # closer the children of each level are.
 LATENT, LEVELS, BRANCH, SHRINK = 8, 2, 3, 0.7
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, csv.Error)
+WHAT = "features and labels"
+MOST_CLASSES = 65_536  # a net has an output for each
 
 
 # ---------------------------------------------------------------- generated vectors
@@ -72,16 +73,14 @@ def bayes(inputs: np.ndarray, leaves: np.ndarray, noise: float) -> np.ndarray:
 def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Vectors (N, F) float32 and their classes (N, 1) int64 of a file.
 
-    An .npz has the arrays `features` and `labels`. A .csv has a header, and the label last.
-    Raises UserError for a missing or damaged file, other shapes, features that are no finite
-    numbers, and labels that are no whole numbers from 0 on.
+    An .npz has the arrays `features` and `labels`. A .csv (.csv.gz, .csv.xz) has a header, and
+    the label last; empty lines are left out. Raises UserError for a missing or damaged file, other
+    shapes, features that are no finite numbers, and labels that are no whole numbers from 0 on,
+    below MOST_CLASSES.
     """
-    try:
-        x, y = read_npz(path) if str(path).endswith(".npz") else read_csv(path)
+    x, y = read_npz(path) if str(path).lower().endswith(".npz") else read_csv(path)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float64)
-    except UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read as features and labels ({reason})") from None
     if x.ndim != 2 or y.shape not in ((len(x),), (len(x), 1)) or not x.size:
         raise UserError(
             f"{path}: features have shape {x.shape} and labels {y.shape}, "
@@ -94,31 +93,44 @@ def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
             f"{path}, row {row + 1}: feature {column + 1} is {x[row, column]}, "
             "expected a finite number"
         )
-    bad = np.flatnonzero(~(y >= 0) | (y != np.floor(y)))
+    bad = np.flatnonzero(~(y >= 0) | (y != np.floor(y)) | (y >= MOST_CLASSES))
     if bad.size:
         raise UserError(
-            f"{path}, row {bad[0] + 1}: label {y[bad[0], 0]:g}, expected a whole number from 0 on"
+            f"{path}, row {bad[0] + 1}: label {y[bad[0], 0]:g}, expected a whole number from 0 on, "
+            f"below {MOST_CLASSES}"
         )
     return x, y.astype(np.int64)
 
 
 def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
     """The arrays `features` and `labels` as they are."""
-    with np.load(path, allow_pickle=False) as file:
-        if {"features", "labels"} - set(file.files):
-            found = sorted(file.files)
-            raise UserError(f"{path}: has arrays {found}, expected features and labels")
-        return file["features"], file["labels"]
+    arrays, found = read_arrays(path, ("features", "labels"), WHAT)
+    if len(arrays) < 2:
+        raise UserError(f"{path}: has arrays {found}, expected features and labels")
+    return arrays["features"], arrays["labels"]
 
 
 def read_csv(path: str) -> tuple[np.ndarray, np.ndarray]:
     """The columns of a table with a header: all but the last, and the last."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *rows = csv.reader(file)
-    for line, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise UserError(f"{path}, line {line}: has {len(row)} columns, expected {len(header)}")
-    table = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
+    try:
+        with open_text(path) as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            # Spreadsheets leave lines of nothing, or of commas alone, at the end.
+            lines = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+        for line, row in lines:
+            if len(row) != len(header):
+                raise UserError(
+                    f"{path}, line {line}: has {len(row)} columns, expected {len(header)}"
+                )
+        rows = [row for _, row in lines]
+        table = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
+    except (*BAD_FILE, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as {WHAT} ({reason})") from None
+    if not rows:
+        lack = "it has a header but no rows" if header else "it is empty"
+        raise UserError(f"{path}: cannot be read as {WHAT} ({lack}), expected a header and rows")
     return table[:, :-1], table[:, -1]
 
 

@@ -19,11 +19,52 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from config import UserError, refuse_device
 
 BAD_FILE = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error)
 COLUMNS = "question", "answer"
 BLOCK = 65536  # rows read at a time: this bounds the memory
+
+
+def open_text(path: str):
+    """A text file for csv: plain, or compressed as .gz or .xz, in small or capital letters.
+
+    A byte order mark is left out. Raises UserError for a pipe or a device.
+    """
+    refuse_device(path)
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix.lower(), open)
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def read_arrays(
+    path: str, names: tuple[str, ...], what: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of an .npz that are among `names`, and the names of all that it has.
+
+    what: the file should hold, in words. Raises UserError for a file that is no such thing, that
+    claims to be larger than the memory, or has arrays of something else than real numbers.
+    """
+    refuse_device(path)
+    try:
+        with open_npz(path) as file:
+            found = sorted(file.files)
+            arrays = {name: file[name] for name in names if name in found}
+        for name, values in arrays.items():
+            if values.dtype.kind not in "biuf":
+                raise ValueError(f"{name} holds {values.dtype}, expected real numbers")
+    except Exception as error:  # numpy and zipfile raise whatever they like at a damaged file
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = reason.splitlines()[0]
+        raise UserError(f"{path}: cannot be read as {what} ({reason})") from None
+    return arrays, found
+
+
+def open_npz(path: str):
+    """np.load for an .npz. Raises ValueError for a single array, an .npy."""
+    file = np.load(path, mmap_mode="r", allow_pickle=False)  # the mode is for an .npy alone
+    if isinstance(file, np.ndarray):
+        raise ValueError("it is an .npy, one array without a name, expected an .npz")
+    return file
 
 
 def digest(path: str) -> str:
@@ -42,9 +83,8 @@ def read_rows(path: str, tokens: Callable, advice: str) -> tuple[np.ndarray, np.
     the sentence about a bad one. Other columns are ignored. `advice` ends the sentence about a
     missing file. Raises UserError for a missing, empty or damaged file and for a missing column.
     """
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             parts = list(read_blocks(path, csv.reader(file), tokens))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {advice}") from None

@@ -3,10 +3,10 @@
 The mazes themselves, their solvers and generators are in tasks/puzzles.py.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -257,7 +257,7 @@ class Maze(Task):
 
     def draw_puzzle(self, cfg, seed: int, size: int, count: int) -> tuple[np.ndarray, str]:
         data = replace(cfg.data, size=size or cfg.data.size, test_size=0)
-        if not size and data.test_path and Path(data.test_path).exists():
+        if not size and data.test_path and os.path.exists(data.test_path):
             return self.row_of_file(data, seed)
         refuse_size(cfg, data.size)
         if data.walls == "perfect" and data.size % 2 == 0:

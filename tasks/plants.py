@@ -20,7 +20,6 @@ The source project is Tiny Recursive Control. Names with `source` in them repeat
 comparison alone.
 """
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +28,7 @@ import numpy as np
 
 from config import UserError
 from tasks.base import rng
+from tasks.files import read_arrays
 
 INF = float("inf")
 G0 = 9.81  # m/s^2, gravity on Earth
@@ -885,7 +885,7 @@ def read_npz(path: str, plant: Plant) -> dict[str, np.ndarray]:
     numbers that are not finite, controls beyond the bound, trajectories that do not begin at the
     initial state.
     """
-    rows = read_arrays(path, (*ROWS, "timestep_dts", "optimal_costs"))
+    rows = read_rows(path, (*ROWS, "timestep_dts", "optimal_costs"))
     check_shapes(path, plant, rows)
     for name, values in rows.items():
         if not np.isfinite(values).all():
@@ -910,18 +910,13 @@ def read_npz(path: str, plant: Plant) -> dict[str, np.ndarray]:
     return rows
 
 
-def read_arrays(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_rows(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The arrays of an .npz that are among `names`, as float64. Raises UserError."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = file.files
-            rows = {name: np.asarray(file[name], float) for name in names if name in found}
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read as control rows ({reason})") from None
+    arrays, found = read_arrays(path, names, "control rows")
+    rows = {name: np.asarray(values, float) for name, values in arrays.items()}
     missing = [name for name in ROWS if name not in found]
     if missing:
-        raise UserError(f"{path}: has arrays {sorted(found)}, expected also {', '.join(missing)}")
+        raise UserError(f"{path}: has arrays {found}, expected also {', '.join(missing)}")
     return rows
 
 

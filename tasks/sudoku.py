@@ -5,9 +5,9 @@ for every cell and digit is in tasks/digits.py.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -161,7 +161,7 @@ class Sudoku(Task):
         data = cfg.data
         if size not in (0, data.size):
             raise UserError(f"the puzzle is {size}x{size}, this net solves {data.size}x{data.size}")
-        if not size and data.test_path and Path(data.test_path).exists():
+        if not size and data.test_path and os.path.exists(data.test_path):
             return self.row_of_file(data, seed)
         g = rng(seed, TEST, 1)  # no split draws from this stream
         inputs, labels = generate_sudokus(data, count, g, data.size)

@@ -862,8 +862,10 @@ def test_bad_files_end_in_one_sentence(tmp_path):
     refuses(replace(MAZES, train_path=str(tmp_path / "absent.csv")), absent)
     other_size = r"row 1: the question has 36 cells \(6x6\), expected 900 \(30x30\)"
     refuses(MazeConfig(train_path=good), other_size)
-    too_many = "data.val_rows: 500 validation rows leave nothing of"
+    too_many = "data.val_rows = 500, expected fewer than data.train_rows = 90"
     refuses(replace(MAZES, train_path=good, val_rows=500), too_many)
+    too_many = "data.val_rows: 500 validation rows leave nothing of"
+    refuses(replace(MAZES, train_path=good, train_rows=0, val_rows=500), too_many)
     too_few = "data.test_rows = 61, but .*good.csv.gz has 60 rows"
     refuses(replace(MAZES, test_path=good, test_rows=61), too_few)
 

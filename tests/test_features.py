@@ -225,7 +225,7 @@ IMPOSSIBLE = [
     (FeaturesConfig(**VECTORS | {"classes": 1}), "data.classes = 1, expected 2 or more"),
     (FeaturesConfig(**VECTORS | {"features": 1}), "data.features = 1, expected 2 or more"),
     (FeaturesConfig(**VECTORS | {"noise": 0.0}), "data.noise = 0.0, expected more than 0"),
-    (FeaturesConfig(**VECTORS | {"val_rows": 240}), "leave 0 to train"),
+    (FeaturesConfig(**VECTORS | {"val_rows": 240}), "data.val_rows = 240, expected fewer"),
     (FeaturesConfig(**VECTORS | {"feature_tokens": 0}), "data.feature_tokens = 0, expected 1"),
     (FeaturesConfig(**VECTORS | {"test_path": "x.csv"}), "data.test_path = 'x.csv', expected a"),
     (FeaturesConfig(**VECTORS | {"generate": False}), "data.generate = False, expected true"),
