@@ -17,14 +17,13 @@ was trained with, and writes depth.md, depth.csv and depth.png (and .svg).
 Exit codes: 0 done, 2 bad input.
 """
 
-import csv
 import dataclasses
+import errno
 import json
 import math
 import os
 import re
 import sys
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,19 +31,23 @@ import numpy as np
 
 import plots
 import tasks
-from config import SHARED, Parser, UserError, flat_tables, flatten, read_toml
+from config import SHARED, Parser, UserError, flat_tables, flatten, quiet_output, read_toml
 from stats import (
     clean,
     excludes_zero,
     interval,
     last_third,
+    literal,
     markdown,
     paired,
     percent,
     points,
     shown,
     spikes,
+    visible,
     wilson,
+    write_csv,
+    write_text,
 )
 
 CLOCKS = ("train", "train_cpu", "validation", "test")
@@ -80,10 +83,8 @@ class Run:
     def figure(self, name: str) -> float:
         """A share of the test split, or "halting_..." of it; NaN where this task has none."""
         if name.startswith("halting_"):
-            value = self.summary["test_halting"].get(name.removeprefix("halting_"))
-        else:
-            value = self.summary["test"].get(name)
-        return math.nan if value is None else float(value)
+            return number(self.summary["test_halting"].get(name.removeprefix("halting_")))
+        return number(self.summary["test"].get(name))
 
     @property
     def step_seconds(self) -> float:
@@ -134,7 +135,7 @@ class Group:
     @property
     def trivial(self) -> str:
         """What the baseline of the data does."""
-        return self.first["data"].get("baseline_is", self.task.trivial)
+        return self.first["data"].get("baseline_is") or self.task.trivial
 
     def seed(self, seed: int) -> Run:
         """The run of this seed."""
@@ -173,27 +174,44 @@ class Group:
 # ---------------------------------------------------------------- reading
 
 
+def read_file(path: Path) -> str:
+    """The text of a file; bytes that are no UTF-8 are replaced. Raises OSError.
+
+    Only regular files: others may never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def number(value) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    """A number of a JSON file; NaN for everything else, and for integers beyond every float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def read_metrics(path: Path) -> tuple[dict, dict, int]:
     """The training and validation columns of a metrics.jsonl, and how many lines are damaged.
 
-    Damaged lines are left out.
+    Damaged lines are left out. Raises OSError.
     """
     rows, damaged = {"train": [], "val": []}, 0
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        if not line:
+    text = read_file(path) if path.exists() else ""
+    for line in text.split("\n"):
+        if not line.strip():
             continue
         try:
             record = json.loads(line)
             keys = COLUMNS[record["split"]]
             values = [number(record.get(key)) for key in keys]
-            values[0] = float(record["step"])
+            if not 0 <= values[0] < math.inf:
+                raise ValueError("a line without its step")
             rows[record["split"]].append(values)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             damaged += 1
     tables = []
     for split, keys in COLUMNS.items():
@@ -205,10 +223,12 @@ def read_metrics(path: Path) -> tuple[dict, dict, int]:
 
 def read_solved(path: Path, summary: dict) -> np.ndarray | None:
     """Which test puzzles were solved exactly; None unless this agrees with the summary."""
+    if not path.is_file():
+        return None
     try:
         with np.load(path) as file:
-            solved = file["exact"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            solved = file["exact"].astype(bool, casting="safe")
+    except Exception:  # of damaged bytes: zipfile, zlib and numpy raise a dozen kinds
         return None
     test = summary["test"]
     fits = solved.shape == (test["n"],) and abs(solved.mean() - test["exact"]) < 1e-6
@@ -216,35 +236,115 @@ def read_solved(path: Path, summary: dict) -> np.ndarray | None:
 
 
 def read_summary(folder: Path) -> dict:
-    """summary.json. Folders of before have no "device", only the line about hardware."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """summary.json. Folders of before have no "device", only the line about hardware.
+
+    Raises OSError, ValueError or RecursionError for a file that is none.
+    """
+    summary = json.loads(read_file(folder / "summary.json"))
+    if not isinstance(summary, dict):
+        raise ValueError(f"a {type(summary).__name__}, expected an object")
     if "device" not in summary:
-        on_cpu = "thread(s)" in summary.get("hardware", "")
+        on_cpu = "thread(s)" in str(summary.get("hardware", ""))
         summary["device"] = "cpu" if on_cpu else "accelerator"
     return summary
 
 
+def at(tables: dict, name: str):
+    """A value of nested dicts, "test.exact". Raises ValueError where there is none."""
+    value = tables
+    for key in name.split("."):
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(f"{name} is missing")
+        value = value[key]
+    return value
+
+
+def check_number(name: str, value, low: float = 0.0, high: float = math.inf) -> None:
+    """Raises ValueError for what is no finite number between low and high."""
+    if not math.isfinite(number(value)):
+        raise ValueError(f"{name} = {value!r} is not finite, expected a number")
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value!r}, expected {low:g} to {high:g}")
+
+
+def check_kind(name: str, value, kind: type, words: str) -> None:
+    """Raises ValueError for a value of another type. There may be none."""
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise ValueError(f"{name} = {value!r}, expected {words}")
+
+
 def check_figures(run: Run) -> None:
-    """Raises KeyError, TypeError or ValueError where a figure that tables need is none."""
+    """Raises ValueError where a figure that tables and plots need is none."""
     summary = run.summary
-    test, halting = summary["test"], summary["test_halting"]
-    used = [test["exact"], test["n"], halting["exact"], halting["steps"], *test["curve"]]
-    used += [summary["seconds"][clock] for clock in CLOCKS]
-    used += [summary[key] for key in ("parameters", "depth", "steps")]
-    used += [run.step_seconds, *summary["baseline"].values()]
-    if not all(math.isfinite(value) for value in used):
-        raise ValueError("a figure is not finite")
-    tasks.get(summary["task"])
+    if at(summary, "task") not in list(tasks.TASKS):
+        raise ValueError(f"task = {summary['task']!r}, expected one of {', '.join(tasks.TASKS)}")
+    for name in ("test.exact", "test_halting.exact", "baseline.exact"):
+        check_number(name, at(summary, name), 0, 1)
+    for name in ("test_halting.steps", "parameters", "depth"):
+        check_number(name, at(summary, name))
+    for clock in CLOCKS:
+        check_number(f"seconds.{clock}", at(summary, f"seconds.{clock}"))
+    check_kind("test.n", at(summary, "test.n"), int, "a number of rows")
+    check_kind("steps", at(summary, "steps"), int, "a number of steps")
+    check_number("test.n", summary["test"]["n"], 1)
+    check_number("steps", summary["steps"], 1)
+    check_number("seconds per step", run.step_seconds, sys.float_info.min)
+
+    curve = at(summary, "test.curve")
+    if not isinstance(curve, list) or not curve:
+        raise ValueError(f"test.curve = {curve!r}, expected a share for every supervision step")
+    for share in curve:
+        check_number("test.curve", share, 0, 1)
+    for part in ("test", "test_halting"):
+        for name in ("steps", *run.task.figures):
+            check_figure(f"{part}.{name}", name, summary[part].get(name))
+    for name, value in summary["baseline"].items():
+        check_number(f"baseline.{name}", value, -math.inf)
+    check_card(summary)
+
+
+def check_figure(where: str, name: str, value) -> None:
+    """Raises ValueError for a figure of another type, or a share that is none."""
+    check_kind(where, value, (int, float), "a number")
+    if name not in (*NO_INTERVAL, "steps") and not math.isnan(number(value)):
+        check_number(where, value, 0, 1)
+
+
+def check_card(summary: dict) -> None:
+    """Raises ValueError for a summary whose words about hardware and data are none."""
+    if summary.get("flop") is not None:
+        check_number("flop", summary["flop"])
+    for key in ("hardware", "commit", "device", "test_puzzles", "note"):
+        check_kind(key, summary.get(key), str, "a text")
+    card = at(summary, "data")
+    check_kind("data", card, dict, "an object")
+    check_kind("data.rows", card.get("rows"), dict, "an object")
+    if card.get("ceiling") is not None:
+        check_number("data.ceiling", card["ceiling"], 0, 1)
+    for key, value in card.items():
+        if key == "baseline_is" or key.endswith(("source", "sha256")):
+            check_kind(f"data.{key}", value, str, "a text")
+
+
+def check_config(config: dict) -> None:
+    """Raises ValueError for keys of a config.toml that are needed here and none."""
+    for key in ("seed", "train.steps"):
+        check_kind(key, config.get(key), int, "an integer")
+    for key in ("model.T", "model.n", "model.n_layers"):
+        if key not in config:
+            raise ValueError(f"{key} is missing")
+        check_kind(key, config[key], int, "an integer")
+    if "expected" in config:
+        check_number("expected", config["expected"], -math.inf)
 
 
 def unfinished(run: Run) -> str:
-    """Why a run has no summary."""
+    """Why a run has no summary. Raises OSError."""
     steps = [split["step"].max() for split in (run.train, run.val) if len(split["step"])]
     state = f"step {int(max(steps, default=0))} of {run.config.get('train.steps', '?')}"
     failed = run.folder / "failed.txt"  # the launcher's
     if failed.exists():
-        reason = failed.read_text(encoding="utf-8", errors="replace")
-        return f"failed at {state}: " + " ".join(reason.split())
+        return f"failed at {state}: " + " ".join(read_file(failed).split())
     if not (run.folder / "config.toml").exists():
         return "not started"
     return run.problem or f"not finished: {state}; the same command continues it"
@@ -253,23 +353,32 @@ def unfinished(run: Run) -> str:
 def load_run(folder: Path) -> Run:
     """One run folder, whatever state it is in; `problem` says what is missing."""
     run = Run(folder)
-    try:
-        run.config = flat_tables(read_toml(folder / "config.toml"))
-    except UserError as e:
-        run.problem = str(e)
-    run.train, run.val, damaged = read_metrics(folder / "metrics.jsonl")
     digits = re.search(r"\d+$", folder.name)
-    run.seed = run.config.get("seed", int(digits[0]) if digits else 0)
+    run.seed = int(digits[0]) if digits else 0
+    try:
+        read_run(run)
+    except OSError as e:
+        run.problem = f"cannot read {e.filename or folder} ({e.strerror or e})"
+    return run
+
+
+def read_run(run: Run) -> None:
+    """Fill in what the files of a run say. Raises OSError."""
+    folder = run.folder
+    read_config(run)
+    run.train, run.val, damaged = read_metrics(folder / "metrics.jsonl")
     if not (folder / "summary.json").exists():
         run.problem = unfinished(run)
-        return run
+        return
     try:
         run.summary = read_summary(folder)
         check_figures(run)
-        run.solved = read_solved(folder / "test.npz", run.summary)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as e:
-        run.problem = run.problem or f"summary.json is damaged ({type(e).__name__}: {e})"
-        return run
+    except (ValueError, RecursionError) as e:
+        run.problem = run.problem or f"summary.json is damaged ({e or type(e).__name__})"
+        return
+    run.solved = read_solved(folder / "test.npz", run.summary)
+    if run.solved is None and (folder / "test.npz").exists():
+        run.notes.append("test.npz is damaged or of another run: no comparison puzzle by puzzle")
     if run.summary.get("note"):
         run.notes.append(run.summary["note"])
     if damaged:
@@ -278,7 +387,25 @@ def load_run(folder: Path) -> Run:
         run.notes.append("metrics.jsonl has no validations: no learning curve, no stability")
     leave_out(run, "train", "loss")
     leave_out(run, "val", "exact")
-    return run
+    try:
+        run.task.check(Group(run.entry.name, [run]))
+    except Exception as e:  # the figures of a task of its own can lack anything
+        run.problem = run.problem or f"summary.json is damaged ({type(e).__name__}: {e})"
+
+
+def read_config(run: Run) -> None:
+    """Fill in config.toml, or why it cannot be used. Raises OSError."""
+    path = run.folder / "config.toml"
+    try:
+        if path.exists():
+            read_file(path)  # refuses what is no file
+        config = flat_tables(read_toml(path))
+        check_config(config)
+        run.config, run.seed = config, config.get("seed", run.seed)
+    except UserError as e:
+        run.problem = str(e)
+    except (ValueError, RecursionError) as e:
+        run.problem = f"config.toml is damaged ({e or type(e).__name__})"
 
 
 def leave_out(run: Run, split: str, key: str) -> None:
@@ -296,21 +423,22 @@ def leave_out(run: Run, split: str, key: str) -> None:
 
 def load_runs(roots: list[Path]) -> list[Run]:
     """Every run folder below the roots, in order. Raises UserError where there is none."""
-    found = set()
+    found, closed = set(), []
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder, expected one with run folders of train.py")
-        for at, folders, files in os.walk(root):
+        for folder, folders, files in os.walk(root, onerror=closed.append):
             # the launcher's copies of the code are hidden
             folders[:] = [name for name in folders if not name.startswith(".")]
-            if {"summary.json", "config.toml", "failed.txt", "job.json"} & set(files):
-                found.add(Path(at))
-    if not found:
+            if {"summary.json", "config.toml", "failed.txt", "job.json"} & {*folders, *files}:
+                found.add(Path(folder))
+    unread = [Run(Path(e.filename), problem=f"cannot read it ({e.strerror})") for e in closed]
+    if not found and not unread:
         raise UserError(
             f"no run folder below {', '.join(map(str, roots))}; "
             "make one: python train.py sweeps/laptop/maze_perfect.toml"
         )
-    return [load_run(folder) for folder in sorted(found)]
+    return [load_run(folder) for folder in sorted(found)] + unread
 
 
 # ---------------------------------------------------------------- what belongs together
@@ -320,9 +448,11 @@ def names_of(runs: list[Run]) -> dict[Path, str]:
     """Entry folder -> its name: the path below what all have in common."""
     entries = sorted({run.entry.absolute() for run in runs})
     common = os.path.commonpath([entry.parent for entry in entries])
-    return {
-        run.entry: Path(os.path.relpath(run.entry.absolute(), common)).as_posix() for run in runs
-    }
+    names = {}
+    for run in runs:
+        below = Path(os.path.relpath(run.entry.absolute(), common))
+        names[run.entry] = visible(below.as_posix())
+    return names
 
 
 def data_of(run: Run) -> dict:
@@ -354,6 +484,16 @@ def setup_of(run: Run, keys: set[str]) -> dict:
     return config | data_of(run)
 
 
+def name_files_alike(runs: list[Run]) -> None:
+    """Data files with the same bytes are the same data: all get the path of the first run."""
+    first: dict[tuple[str, str], str] = {}
+    for run in runs:
+        files = run.summary.get("files")
+        for key, digest in files.items() if isinstance(files, dict) else ():
+            if key in run.config:
+                run.config[key] = first.setdefault((key, str(digest)), run.config[key])
+
+
 def mixed_words(setup: dict, others: list[dict]) -> str:
     """What a setup has that another one of the same entry has not, for its name."""
     words = []
@@ -368,6 +508,7 @@ def group(runs: list[Run]) -> list[Group]:
 
     Configurations that share an entry name their difference.
     """
+    name_files_alike([run for run in runs if not run.problem])
     names, keys = names_of(runs), common_keys(runs)
     found: list[tuple[str, dict, list[Run]]] = []
     for run in runs:
@@ -466,7 +607,7 @@ def time_ratio(g: Group) -> tuple[float, float, float]:
     ratios = []
     for seed in shared_seeds(g.base, g):
         base, own = g.base.seed(seed), g.seed(seed)
-        same = base.summary["hardware"] == own.summary["hardware"]
+        same = base.summary.get("hardware") == own.summary.get("hardware")
         ratios.append(own.step_seconds / base.step_seconds if same else math.nan)
     return float(np.mean(ratios)), min(ratios), max(ratios)
 
@@ -478,13 +619,14 @@ def source(card: dict) -> str:
     """The data of a run in one phrase."""
 
     def of(split: str) -> str:
-        sha = card.get(f"{split}_sha256", "")
+        sha = card.get(f"{split}_sha256")
         name = card.get(f"{split}_source", card.get("source", "?"))
         return f"{name} (sha256 {sha[:6]})" if sha else str(name)
 
     train, test = of("train"), of("test")
     sources = train if train == test else f"{train}, test: {test}"
-    counts = [str(card.get("rows", {}).get(split, "?")) for split in ("train", "val", "test")]
+    rows = card.get("rows") or {}
+    counts = [str(rows.get(split, "?")) for split in ("train", "val", "test")]
     return f"{sources}; {' / '.join(counts)} train / val / test"
 
 
@@ -550,7 +692,7 @@ def comparison_row(g: Group) -> dict:
     names += ("time_ratio", "time_ratio_low", "time_ratio_high")
     values = [None] * 6 if g.base is g else map(clean, (*g.difference, *time_ratio(g)))
     by_puzzle = all(run.solved is not None for run in g.runs + g.base.runs)
-    differs = [f"{key} = {json.dumps(value)}" for key, value in switch(g).items()]
+    differs = [f"{key} = {json.dumps(value, default=str)}" for key, value in switch(g).items()]
     return {
         "baseline": g.base.name,
         "switch": ", ".join(differs),
@@ -602,7 +744,7 @@ def compared(rows: list[dict]) -> list[str]:
         text += ["One seed: the interval says nothing about other seeds."]
     by_seed = [r["entry"] for r in rows if r["paired_by"] == "seed"]
     if by_seed:
-        text += [f"Without test.npz: {', '.join(by_seed)}; intervals over seeds only."]
+        text += [f"Without test.npz: {literal(', '.join(by_seed))}; intervals over seeds only."]
     return text + [""]
 
 
@@ -656,14 +798,14 @@ def report(rows: list[dict], answers: list[tuple[str, str]], absent: list[tuple[
     if with_baseline:
         text += compared(with_baseline)
     for question, answer in answers:
-        text += [f"**{question}** {answer}", ""]
+        text += [f"**{literal(question)}** {literal(answer)}", ""]
     if rows:
         text += figures_tables(rows) + cost_table(rows)
-    text += [
-        f"- {note}" for note in sorted({f"{r['entry']}: {r['note']}" for r in rows if r["note"]})
-    ]
+    notes = {literal(f"{r['entry']}: {r['note']}") for r in rows if r["note"]}
+    text += [f"- {note}" for note in sorted(notes)]
     if absent:
-        text += ["Not in the tables:", *(f"- {name}: {problem}" for name, problem in absent)]
+        text += ["Not in the tables:"]
+        text += [f"- {literal(f'{name}: {problem}')}" for name, problem in absent]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -678,30 +820,22 @@ def run_rows(g: Group, names: list[str]) -> list[dict]:
     return rows
 
 
-def write_csv(path: Path, rows: list[dict], columns: list[str]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_tables(out: Path, groups: list[Group], absent: list[tuple[str, str]]) -> str:
     """table.md, table.csv and table.json; returns the first."""
     names = figure_names(groups)
     rows = [row(g, names) | g.task.extra_columns(g, groups) for g in groups]
     answers = ablation_answers(groups)
     text = report(rows, answers, absent)
-    (out / "table.md").write_text(text, encoding="utf-8")
+    write_text(out / "table.md", text)
     every = [{"status": "finished", **r} for r in rows]
     every += [{"status": problem, "entry": name} for name, problem in absent]
-    columns = list(dict.fromkeys(key for r in every for key in r))
-    write_csv(out / "table.csv", every, columns)
+    write_csv(out / "table.csv", every)
     whole = {
         "entries": [{**r, "runs": run_rows(g, names)} for r, g in zip(rows, groups)],
         "answers": dict(answers),
         "unfinished": [{"entry": name, "status": problem} for name, problem in absent],
     }
-    (out / "table.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "table.json", json.dumps(whole, indent=1) + "\n")
     return text
 
 
@@ -753,7 +887,11 @@ def hurts_most(base: Group, others: list[Group]) -> str:
         if open_ones:
             open_words = listed(open_ones, measured)
     else:
-        text = "None is shown to hurt; the largest measured drop is "
+        text = "None is shown to hurt; "
+        drop = others[0].difference[0] < 0
+        text += (
+            "the largest measured drop is " if drop else "none is below the baseline, nearest is "
+        )
         text += f"{others[0].name} with {measured(others[0])} points."
     if kinds["helps"]:
         text += f" Shown to help: {listed(kinds['helps'][::-1], measured)}."
@@ -942,14 +1080,23 @@ def depth(roots: list[Path], out: Path) -> tuple[str, list[str]]:
     )
     if "ceiling" in dataset.card:
         text += f" Best possible on these rows: {100 * dataset.card['ceiling']:.1f} %."
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "depth.md").write_text(text + "\n", encoding="utf-8")
-    write_csv(out / "depth.csv", rows, list(rows[0]))
-    figure = plots.plot_depth(exact, Ts, ns, trained, f"{folder.parent.name}, {seeds}")
+    make_folder(out)
+    write_text(out / "depth.md", text + "\n")
+    write_csv(out / "depth.csv", rows)
+    title = f"{visible(folder.parent.name)}, {seeds}"
+    figure = plots.plot_depth(exact, Ts, ns, trained, title)
     return text + "\n", ["depth.md", "depth.csv", *plots.save(out, {"depth": figure})]
 
 
 # ---------------------------------------------------------------- the command
+
+
+def make_folder(out: Path) -> None:
+    """The folder of tables and plots. Raises UserError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write to {out} ({e.strerror})") from None
 
 
 def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list[str]]:
@@ -966,25 +1113,44 @@ def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list
             f"command line: --baseline = {baseline!r}, expected an entry with a finished run; "
             f"there are {known or 'none'}"
         )
-    absent = [(f"{names[run.entry]}/{run.folder.name}", run.problem) for run in runs if run.problem]
-    absent = sorted(absent + missing(runs, groups))
+    absent = missing(runs, groups)
+    for run in runs:
+        if run.problem:
+            name = f"{names[run.entry]}/{visible(run.folder.name)}"
+            absent.append((name, visible(run.problem)))
+    absent.sort()
+    make_folder(out)
     if len({g.first["task"] for g in groups}) == 1:  # a task may have an analysis of its own
         own = groups[0].task.analyze(groups, out, absent, baseline or "baseline")
         if own:
             return own
-    out.mkdir(parents=True, exist_ok=True)
     text = write_tables(out, groups, absent)
     files = ["table.md", "table.csv", "table.json"]
     return text, files + (plots.write(out, groups) if groups else [])
+
+
+def rules_of(task, runs: list[Run], out: Path) -> tuple[str, list[str]] | None:
+    """What the rules of a task say of the runs that can be read; the others get a problem."""
+    try:
+        return task.rules(runs, out)
+    except UserError:
+        raise
+    except Exception:  # of a file that the rules alone read; which run it is says the run alone
+        for run in runs:
+            try:
+                task.rules([run], out)
+            except Exception as e:
+                run.problem = run.problem or f"its files are damaged ({type(e).__name__}: {e})"
+        return task.rules(runs, out)
 
 
 def decide(roots: list[Path], out: Path) -> tuple[str, list[str]]:
     """What the decision trees of a task say of its runs, into out/rules.md, with plots."""
     runs = load_runs(roots)
     usable = [run for run in runs if not run.problem]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for name in dict.fromkeys(run.summary["task"] for run in usable):
-        found = tasks.get(name).rules(runs, out)
+        found = rules_of(tasks.get(name), runs, out)
         if found:
             text, pictures = found
             break
@@ -996,8 +1162,9 @@ def decide(roots: list[Path], out: Path) -> tuple[str, list[str]]:
     names = names_of(runs)
     for run in runs:
         if run.problem:
-            text += f"\nnot used: {names[run.entry]}/{run.folder.name}: {run.problem}"
-    (out / "rules.md").write_text(text + "\n", encoding="utf-8")
+            name = f"{names[run.entry]}/{visible(run.folder.name)}"
+            text += f"\nnot used: {literal(f'{name}: {run.problem}')}"
+    write_text(out / "rules.md", text + "\n")
     return text, ["rules.md", *pictures]
 
 
@@ -1041,15 +1208,17 @@ def main(argv: list[str] | None = None) -> int:
             text, files = depth(args.roots, out)
         else:
             text, files = analyze(args.roots, out, args.baseline)
-        print(f"{text}\nwrote {out}/: {', '.join(files)}")
+        print(f"{text}\nwrote {visible(str(out))}/: {', '.join(files)}")
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {visible(str(e))}", file=sys.stderr)
         return 2
     except OSError as e:
-        print(f"error: cannot write {e.filename} ({e.strerror})", file=sys.stderr)
+        where = visible(f"{e.filename} ({e.strerror or e})")
+        print(f"error: cannot read or write {where}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
+    quiet_output()
     sys.exit(main())

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import UserError, load_config
+from config import UserError, load_config, quiet_output
 from runs import TrainingError, commit, cpu_has_bf16, cpu_name, make_world, write_text
 from train import Config, make_run, train_step
 
@@ -564,4 +564,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_output()
     sys.exit(main())

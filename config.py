@@ -7,6 +7,7 @@ Imports nothing of ours.
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -495,6 +496,53 @@ def hints(argv: list[str]) -> list[tuple[str, dict]]:
     return layers
 
 
+class Output:
+    """A stream that drops what it cannot write: its pipe or terminal is closed, its disk is full.
+
+    What a program does is worth more than what it says about it.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # letters that a terminal does not have
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except (OSError, ValueError):
+            self.drop()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.drop()
+
+    def drop(self) -> None:
+        """Lead the stream into nothing, with what is left in its buffer."""
+        with contextlib.suppress(OSError, ValueError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.stream.fileno())
+            os.close(nothing)
+
+
+def quiet_output() -> None:
+    """From here on no print ends the program, whatever its output leads to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file would get its number, and what is printed
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)
+    sys.stdout = Output(sys.stdout or open(1, "w", encoding="utf-8", closefd=False))
+    sys.stderr = Output(sys.stderr or open(2, "w", encoding="utf-8", closefd=False))
+
+
 # ---------------------------------------------------------------- the table [slurm]
 
 
@@ -526,6 +574,9 @@ class SlurmConfig:
     options: str = ""  # further sbatch options, for example "--exclude=n12 --nice=100"
 
     def problems(self) -> Iterator[tuple[str, str, str]]:
+        for key, value in vars(self).items():
+            if isinstance(value, str) and has_control_characters(value):
+                yield "", key, "one line without control characters, for it becomes a shell script"
         limit = minutes(self.time)
         if not limit:
             yield "", "time", 'a duration like "90m", "12h", "1d12h" or "1-12:00:00"'
@@ -548,6 +599,11 @@ class SlurmConfig:
     def processes(self) -> int:
         """All processes of a run."""
         return self.nodes * (self.tasks or self.gpus or 1)
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a line break, an escape or half a character of a broken encoding is in a text."""
+    return any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
 
 
 def shell_words(text: str) -> list[str]:

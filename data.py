@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import tasks
-from config import UserError, refuse_problems
+from config import UserError, quiet_output, refuse_problems
 from tasks.base import Dataset, Split, rng  # noqa: F401, Split and rng for users of data
 from tasks.files import PUBLIC, download
 from tasks.puzzles import solve_maze, solve_sudoku  # noqa: F401, for users of data
@@ -111,4 +111,5 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
+    quiet_output()
     main()

@@ -1,18 +1,32 @@
 """The plots of analyze.py. Each takes Groups (the seeds of one configuration) and returns a figure.
 
 Colours are Okabe and Ito's. Every entry has a marker or a dash of its own too, and every legend or
-axis says how many seeds and puzzles.
+axis says how many seeds and puzzles. They are drawn with matplotlib's own settings, whatever
+matplotlibrc or notebook the user works in; so whoever draws imports this file first.
 """
 
+import os
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rcParams
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from stats import wilson
+os.environ["MPLBACKEND"] = "agg"  # a notebook's own backend is not installed everywhere
+os.environ["MATPLOTLIBRC"] = os.devnull
+
+import matplotlib  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from config import UserError  # noqa: E402
+from stats import visible, wilson, write_whole  # noqa: E402
+
+matplotlib.rcdefaults()
+warnings.filterwarnings("ignore", "Glyph .* missing")  # a name may have letters of any script
+matplotlib.rcParams["svg.hashsalt"] = "analyze"  # the same runs give the same bytes
 
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9".split()  # Okabe-Ito
 MARKERS, DASHES = "osD^vP", ["-", "--", ":"]
@@ -370,24 +384,59 @@ COMPARISONS = {  # of entries with a baseline
 
 def write(out: Path, groups: list) -> list[str]:
     """Every plot that these groups have, as PNG and SVG into `out`; the file names."""
-    figures = {name: plot(groups) for name, plot in PLOTS.items()}
+    files = draw(out, PLOTS, groups)
     bases = [g for g in groups if g.base is g]
     members = {base.name: [g for g in groups if g.base is base] for base in bases}
     bases = [base for base in bases if len(members[base.name]) > 1]
     for base in bases:
         suffix = f"_{base.runs[0].entry.parent.name}" if len(bases) > 1 else ""
-        for name, plot in COMPARISONS.items():
-            figures[name + suffix] = plot(members[base.name])
+        plots = {name + suffix: plot for name, plot in COMPARISONS.items()}
+        files += draw(out, plots, members[base.name])
     for task in dict.fromkeys(g.task for g in groups):
-        figures |= task.extra_plots([g for g in groups if g.task is task])
-    return save(out, figures)
+        own = [g for g in groups if g.task is task]
+        files += attempt(task.name, lambda task=task, own=own: save(out, task.extra_plots(own)))
+    return files
+
+
+def draw(out: Path, plots: dict, groups: list) -> list[str]:
+    """Save what these functions draw of the groups; the file names."""
+    files = []
+    for name, plot in plots.items():
+        files += attempt(name, lambda name=name, plot=plot: save(out, {name: plot(groups)}))
+    return files
+
+
+def attempt(name: str, make) -> list[str]:
+    """The files that `make()` writes. A plot that cannot be drawn is named and costs no other."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as e:  # damaged figures fail in many ways
+        print(f"no plot {name}: {type(e).__name__}: {visible(str(e))}", file=sys.stderr)
+        return []
 
 
 def save(out: Path, figures: dict[str, Figure]) -> list[str]:
     """Figures by name as PNG and SVG. The same runs give the same bytes."""
-    rcParams["svg.hashsalt"] = "analyze"
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png")
+        save_png(figure, out / f"{name}.png")
         figure.set_layout_engine("none")  # the layout is made
-        figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+        write_whole(
+            out / f"{name}.svg",
+            lambda f, fig=figure: fig.savefig(f, format="svg", metadata={"Date": None}),
+        )
     return [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """A figure as a PNG."""
+    keep_dollars(figure)
+    write_whole(path, lambda file: figure.savefig(file, format="png"))
+
+
+def keep_dollars(figure: Figure) -> None:
+    """Show the $ of a name as it is. Only the numbers of logarithmic axes are mathematics."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and r"$\mathdefault" not in text.get_text():
+            text.set_parse_math(False)

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data
-from config import Parser, UserError, flatten
+from config import Parser, UserError, flatten, quiet_output
 from model import Carry, Output
 from runs import TrainingError, World, make_world, write_text
 from tasks import episodes
@@ -497,4 +497,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_output()
     sys.exit(main())

@@ -9,8 +9,13 @@ a Sudoku is digits, '.' or 0 for blanks; both row by row, with or without line b
 Exit codes: 0 the net has answered (right or wrong), 2 bad input.
 """
 
+import plots  # first: it chooses matplotlib's settings
+
+# isort: split
+
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -24,8 +29,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from config import Parser, UserError
+from config import Parser, UserError, quiet_output
 from layers import log_probabilities
+from stats import visible
 from train import Config, load_run
 
 BLUE, GREY = "#0072B2", "#444444"
@@ -200,7 +206,7 @@ def picture(t: Trace, path: Path) -> None:
     size = cols * (inches + 0.15), rows * (inches + 0.6) + 0.4
     fig = Figure(figsize=size, layout="constrained", dpi=130)
     draw_steps(fig, t, panels, cols, inches, show_halting=True)
-    fig.savefig(path)
+    plots.save_png(fig, path)
 
 
 def animate(t: Trace, path: Path) -> None:
@@ -234,7 +240,7 @@ def hero(t: Trace, summary: dict, source: str, path: Path) -> None:
     title = f"{t.task.name.capitalize()} {rows}x{columns}: {source}"
     fig.suptitle(f"The answer y after each supervision step. {title}", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path)
+    plots.save_png(fig, path)
 
 
 def draw_curve(ax, summary: dict, task) -> None:
@@ -298,13 +304,18 @@ def default_steps(trained: int, side: int, trained_side: int) -> int:
 
 
 def read_summary(folder: Path) -> dict:
-    """summary.json. Raises UserError."""
+    """summary.json, with the figures that `draw_curve` needs. Raises UserError."""
     try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        test, used = summary["test"], [summary["baseline"]["exact"], summary["parameters"]]
+        used += [test["n"], *test["curve"]]
+        if not test["curve"] or not all(math.isfinite(value) for value in used):
+            raise ValueError("a figure is missing or not finite")
+    except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(
-            f"{folder}/summary.json: missing or unreadable; --picture needs a finished run"
+            f"{folder}/summary.json: missing or damaged; --picture needs a finished run"
         ) from None
+    return summary
 
 
 def run(args: argparse.Namespace) -> None:
@@ -331,14 +342,15 @@ def run(args: argparse.Namespace) -> None:
     t = solve(task, cfg, net, inputs, steps)
     if args.picture:
         hero(t, read_summary(folder), source, args.picture)
-        print(f"wrote   {args.picture}")
+        print(f"wrote   {visible(str(args.picture))}")
         return
     print_answer(t, cfg, net, state, folder, source, device)
     out = args.out or folder
     out.mkdir(parents=True, exist_ok=True)
     picture(t, out / "solved.png")
     animate(t, out / "solved.gif")
-    print(f"wrote   {out}/solved.png and {out}/solved.gif")
+    shown = visible(str(out))
+    print(f"wrote   {shown}/solved.png and {shown}/solved.gif")
 
 
 def print_answer(t: Trace, cfg: Config, net, state: dict, folder: Path, source: str, device):
@@ -348,24 +360,26 @@ def print_answer(t: Trace, cfg: Config, net, state: dict, folder: Path, source: 
     exact = 100 * state["val"]["exact"]
     rows, columns = t.sides()
     print(
-        f"run     {folder}: {parameters:,} parameters, {weights} weights of step {state['step']}, "
+        f"run     {visible(str(folder))}: {parameters:,} parameters, "
+        f"{weights} weights of step {state['step']}, "
         f"{exact:.1f} % exact on validation, computed on {device.type}"
     )
-    print(f"puzzle  {t.task.name} {rows}x{columns}, {source}\n{report(t)}")
+    print(f"puzzle  {t.task.name} {rows}x{columns}, {visible(source)}\n{report(t)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
         run(command_line(argv))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {visible(str(e))}", file=sys.stderr)
     except OSError as e:
-        where = e.filename or "the pictures"
-        print(f"error: cannot write {where} ({e.strerror or e})", file=sys.stderr)
+        where = visible(f"{e.filename or 'the pictures'} ({e.strerror or e})")
+        print(f"error: cannot write {where}", file=sys.stderr)
     else:
         return 0
     return 2
 
 
 if __name__ == "__main__":
+    quiet_output()
     sys.exit(main())

@@ -1,11 +1,17 @@
 """What may be said about a few seeds and some hundred puzzles. Only numpy.
 
-Intervals, paired differences, steadiness, and how they are written.
+Intervals, paired differences, steadiness; how figures and names are written, and to which files.
 """
 
+import csv
+import io
 import math
+import os
+from pathlib import Path
 
 import numpy as np
+
+from config import UserError
 
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
 STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -18,7 +24,9 @@ def student(freedom: int) -> float:
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a binomial share (Wilson), sound near 0 and 1."""
+    """95 % interval of a binomial share (Wilson), sound near 0 and 1; of NaN there is none."""
+    if math.isnan(share):
+        return math.nan, math.nan
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     whole = 1 + z * z / n
@@ -130,8 +138,63 @@ def points(mean: float, low: float | None, high: float | None) -> str:
     return f"{mean:+.1f}" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
 
 
+def visible(text: str) -> str:
+    """Text of one line for any terminal and file: what cannot be seen is written as an escape.
+
+    A name with an ESC would change the terminal, one that is no UTF-8 could not be written at all.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def literal(text: str) -> str:
+    """A text of one line as Markdown shows it to the letter: no HTML, no column, no link."""
+    text = visible(text.replace("\n", " "))
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("|", r"\|").replace("](", r"]\(")
+
+
 def markdown(head: list[str], lines: list[list]) -> list[str]:
     """The lines of a Markdown table, with an empty one behind it."""
     rows = [head, ["---"] * len(head), *lines]
-    text = [" | ".join(map(str, cells)).replace("\n", " ") for cells in rows]
+    text = [" | ".join(literal(str(cell)) for cell in cells) for cells in rows]
     return [f"| {row} |" for row in text] + [""]
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_whole(path: Path, write) -> None:
+    """`write(file)` to a temporary name beside it, then rename: a reader never sees half of it.
+
+    Raises UserError where that is not possible.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({e.strerror or e})") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def no_formula(value):
+    """A cell of a CSV. A spreadsheet would compute a text that begins like a formula."""
+    begins = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if begins and value != "-" else value
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows, with every column that one of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: no_formula(value) for key, value in row.items()})
+    write_text(path, text.getvalue())

@@ -153,6 +153,12 @@ class Arc(Task):
     def brief(self, summary: dict) -> str:
         return f"held-out tasks {100 * summary['arc']['test']['exact']:.1f} % exact"
 
+    def check(self, group) -> None:
+        for side in ("train", "test") if "arc" in group.first else ():
+            found = group.first["arc"][side]
+            for key in ("exact", "n", "copy_cells"):
+                float(found[key])
+
     def rules(self, runs: list, out: Path) -> tuple[str, list[str]]:
         from tasks import arc_plots, arc_rules
 

@@ -413,6 +413,9 @@ class Task:
         """The figure of a finished run in a few words."""
         return f"test {100 * summary['test']['exact']:.1f} % exact"
 
+    def check(self, group) -> None:
+        """Raises an exception where the run of a group lacks what `analyze` or `rules` need."""
+
     def analyze(self, groups: list, out, absent: list, baseline: str):
         """Tables and plots of groups of this task alone, where it has its own; else None."""
         return None

@@ -148,6 +148,14 @@ class Control(Task):
     def brief(self, summary: dict) -> str:
         return f"test: {100 * summary['test']['exact']:.1f} % at the target"
 
+    def check(self, group) -> None:
+        from tasks.control_tables import cycle_values, describe
+
+        describe(group, None)
+        for key in ("cycle", "trained", "to_optimum_median", "error_median", "change"):
+            cycle_values(group, key)
+        PLANTS[group.first["data"]["plant"]], group.first["hardware"], group.first["commit"]
+
     def analyze(self, groups: list, out, absent: list, baseline: str):
         from tasks.control_tables import analyze
 

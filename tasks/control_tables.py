@@ -10,7 +10,6 @@ numpy and matplotlib only. Where torch is there too, an MLP is trained for compa
 plans of a trained net are drawn.
 """
 
-import csv
 import json
 import math
 from collections.abc import Callable
@@ -24,7 +23,16 @@ from tqdm import tqdm
 
 from config import build
 from plots import COLOURS, GREY, plain, save, style
-from stats import excludes_zero, markdown, paired, percent, student
+from stats import (
+    excludes_zero,
+    literal,
+    markdown,
+    paired,
+    percent,
+    student,
+    write_csv,
+    write_text,
+)
 from tasks.control import ControlConfig, to_optimum
 from tasks.control_report import (
     REPLAN,
@@ -459,21 +467,13 @@ def analyze(
         write_csv(out / f"table{suffix}.csv", found.rows)
         files.append(f"table{suffix}.csv")
     if absent:
-        text += ["Runs without figures:", "", *(f"- {run}: {why}" for run, why in absent)]
+        text += ["Runs without figures:", ""]
+        text += [f"- {literal(f'{run}: {why}')}" for run, why in absent]
     commits = sorted({run.summary["commit"] for g in groups for run in g.runs})
     text.append(f"{groups[0].first['hardware']}; commit {', '.join(commits)}.")
-    (out / "ablation_analysis.json").write_text(json.dumps(finite(result), indent=1) + "\n")
-    (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_text(out / "ablation_analysis.json", json.dumps(finite(result), indent=1) + "\n")
+    write_text(out / "table.md", "\n".join(text) + "\n")
     return "\n".join(text), ["table.md", "ablation_analysis.json", *files]
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows, with every column that one of them has."""
-    columns = dict.fromkeys(key for row in rows for key in row)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 # ---------------------------------------------------------------- plots
@@ -516,7 +516,8 @@ def draw_curves(ax, groups: list) -> None:
         every = max(1, len(steps) // 8)
         line = style(k) | {"lw": 1.5, "ms": 4, "markevery": every}
         ax.plot(steps, np.mean(loss, 0), label=short(g.name), **line)
-    title = f"Training loss (mean of {len(groups[0].runs)} seeds)"
+    seeds = sorted({len(g.runs) for g in groups})
+    title = f"Training loss (mean of {'/'.join(map(str, seeds))} seeds)"
     ax.set(title=title, xlabel="training step", yscale="log")
     ax.legend(frameon=False, fontsize=8, ncols=2)
 

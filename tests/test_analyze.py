@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -853,4 +854,203 @@ def test_made_up_runs_of_the_benchmark_are_read_whole(tmp_path):
     assert len(runs) == 6 and all(
         len(r.train["step"]) == 297 and len(r.val["step"]) == 3 and not r.problem and not r.notes
         for r in runs
+    )
+
+
+# ---------------------------------------------------------------- damaged folders, odd names, settings
+
+
+def change(folder, **figures):
+    """Other values in summary.json: change(folder, test__n=0)."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    for name, value in figures.items():
+        place, _, key = name.rpartition("__")
+        (summary[place] if place else summary)[key] = value
+    path.write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize(
+    "figures, says",
+    [
+        ({"test__n": "many"}, "test.n = 'many', expected a number of rows"),
+        ({"test__n": 0}, "test.n = 0, expected 1 to inf"),
+        ({"test__exact": 1.5}, "test.exact = 1.5, expected 0 to 1"),
+        ({"test__valid": "all"}, "test.valid = 'all', expected a number"),
+        ({"test__curve": []}, "test.curve = [], expected a share for every supervision step"),
+        ({"test__curve": [[0.5]]}, "test.curve = [0.5] is not finite"),
+        ({"test_halting": None}, "test_halting.exact is missing"),
+        ({"seconds__train_cpu": 0.0}, "seconds per step = 0.0, expected"),
+        ({"parameters": 10**400}, "is not finite, expected a number"),
+        ({"flop": "1e12"}, "flop = '1e12' is not finite, expected a number"),
+        ({"hardware": ["CPU"]}, "hardware = ['CPU'], expected a text"),
+        ({"data": []}, "data = [], expected an object"),
+        ({"task": "chess"}, "task = 'chess', expected one of maze, "),
+        ({"task": ["maze"]}, "task = ['maze'], expected one of maze, "),
+    ],
+)
+def test_a_figure_that_is_none_is_named_and_the_other_runs_go_on(figures, says, tmp_path):
+    fake(tmp_path / "runs/good/seed0")
+    change(fake(tmp_path / "runs/bad/seed0"), **figures)
+    table, text = run(tmp_path)
+    assert [row["entry"] for row in table["entries"]] == ["good"]
+    (found,) = table["unfinished"]
+    assert found["entry"] == "bad/seed0" and says in found["status"]
+    assert "summary.json is damaged (" in found["status"] and "- bad/seed0: summary" in text
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", '"text"', "null", "[" * 5000, "{" * 9])
+def test_a_summary_that_is_none_is_named_and_the_other_runs_go_on(content, tmp_path):
+    fake(tmp_path / "runs/good/seed0")
+    (fake(tmp_path / "runs/bad/seed0") / "summary.json").write_text(content)
+    table, _ = run(tmp_path)
+    assert [row["entry"] for row in table["entries"]] == ["good"]
+    assert "summary.json is damaged (" in table["unfinished"][0]["status"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe\n",
+        b"[1, 2]\n",
+        b'{"split": "train", "loss": 1.0}\n',
+        b'{"step": NaN, "split": "train", "loss": 1.0}\n',
+        b'{"step": "7", "split": "val", "exact": 1.0}\n',
+        b'{"step": 7, "split": ["val"]}\n',
+        b"[" * 5000 + b"\n",
+        b'{"step": 1' + b"0" * 5000 + b', "split": "train"}\n',
+    ],
+)
+def test_a_damaged_line_of_the_metrics_is_counted(line, tmp_path):
+    folder = fake(tmp_path / "runs/x/seed0")
+    path = folder / "metrics.jsonl"
+    path.write_bytes(line + path.read_bytes())
+    table, _ = run(tmp_path)
+    assert rows(table)["x"]["note"] == "metrics.jsonl has 1 damaged line(s), left out"
+    assert analyze.load_run(folder).val["exact"].tolist() == [0.45, 0.9]
+
+
+@pytest.mark.parametrize(
+    "old, new, says",
+    [
+        ("seed = 0", 'seed = "0"', "seed = '0', expected an integer"),
+        ("seed = 0", "seed = 2026-01-01", "expected an integer"),
+        ("expected = 0.0", "expected = true", "expected = True is not finite, expected a number"),
+        ("\nT = 2", "\nT = [2]", "model.T = [2], expected an integer"),
+        ("\nT = 2", "", "model.T is missing"),
+    ],
+)
+def test_a_key_of_another_type_is_named(old, new, says, tmp_path):
+    fake(tmp_path / "runs/good/seed0")
+    path = fake(tmp_path / "runs/bad/seed0") / "config.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    table, _ = run(tmp_path)
+    assert [row["entry"] for row in table["entries"]] == ["good"]
+    assert says in table["unfinished"][0]["status"]
+
+
+def test_a_date_in_a_config_is_a_value_like_others(tmp_path):
+    sweep(tmp_path, ("baseline", 0.5, {}), ("x", 0.6, {}), seeds=2)
+    for path in tmp_path.glob("runs/sweep/x/*/config.toml"):
+        path.write_text(path.read_text() + "day = 2026-01-01\n")
+    table, text = run(tmp_path)
+    assert "day = " in rows(table)["x"]["switch"] and "2026-01-01" in text
+
+
+def test_flipped_bytes_in_the_verdicts_are_noted(tmp_path):
+    solved = np.random.default_rng(0).random(4000) < 0.5
+    folder = fake(tmp_path / "runs/x/seed0", solved=solved)
+    data = bytearray((folder / "test.npz").read_bytes())
+    for at in range(100, 130):
+        data[at] ^= 0xFF
+    (folder / "test.npz").write_bytes(data)
+    table, _ = run(tmp_path)
+    assert rows(table)["x"]["note"].startswith("test.npz is damaged or of another run")
+    for solved in (np.array(["yes"] * 4000), np.ones(4000, complex), np.array([{}] * 4000)):
+        np.savez(folder / "test.npz", exact=solved)
+        assert analyze.load_run(folder).solved is None
+
+
+def test_what_cannot_be_read_is_said_so(tmp_path):
+    fake(tmp_path / "runs/good/seed0")
+    for name in ("metrics.jsonl", "summary.json", "config.toml", "failed.txt"):
+        folder = fake(tmp_path / f"runs/no_{name}/seed0", summary=name != "failed.txt")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+    os.mkfifo(fake(tmp_path / "runs/pipe/seed0", summary=False) / "failed.txt")
+    table, _ = run(tmp_path)
+    assert [row["entry"] for row in table["entries"]] == ["good"]
+    problems = {row["entry"]: row["status"] for row in table["unfinished"]}
+    assert len(problems) == 5
+    for status in problems.values():
+        assert status.startswith("cannot read ") and "(not a regular file)" in status
+
+
+def test_odd_names_are_shown_to_the_letter_in_tables_and_plots(tmp_path):
+    odd = ["=cmd()|<b>", "a$b^{$ $", "esc\x1b[2J", os.fsdecode(b"\xff"), "baseline"]
+    for k, name in enumerate(odd):
+        for seed in (0, 1):
+            solved = np.arange(40) < 20 + k + seed
+            fake(tmp_path / f"runs/{name}/seed{seed}", seed=seed, solved=solved, flop=1e12)
+    table, text = run(tmp_path, draw=True)
+    assert r"| =cmd()\|&lt;b> |" in text and r"| esc\x1b[2J |" in text and r"| \udcff |" in text
+    assert "\x1b" not in text and (tmp_path / "results/table.md").read_text() == text
+    with open(tmp_path / "results/table.csv", newline="") as file:
+        names = {row["entry"] for row in csv.DictReader(file)}
+    assert names == {"'=cmd()|<b>", "a$b^{$ $", r"esc\x1b[2J", r"\udcff", "baseline"}
+    drawn = {path.stem for path in (tmp_path / "results").glob("*.png")}
+    assert drawn == {"learning", "steps", "accuracy", "cost", "halting", "stability"}
+    assert "a$b^{$ $" in (tmp_path / "results/accuracy.svg").read_text()
+
+
+def test_plots_have_the_settings_of_the_library_whatever_the_users_are(tmp_path):
+    for seed in (0, 1):
+        fake(tmp_path / f"runs/maze/seed{seed}", seed=seed)
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 40\nlines.linewidth: 9\n")
+    bytes_of = []
+    for name, settings in {
+        "plain": {},
+        "odd": {
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+        },
+    }.items():
+        words = [sys.executable, tiny.ROOT / "analyze.py", tmp_path / "runs", "--out"]
+        done = subprocess.run(
+            [*words, tmp_path / name], env=os.environ | settings, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and done.stderr == ""
+        bytes_of.append((tmp_path / name / "learning.svg").read_bytes())
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_a_plot_that_cannot_be_drawn_costs_no_table_and_no_other_plot(
+    tmp_path, monkeypatch, capsys
+):
+    fake(tmp_path / "runs/maze/seed0")
+
+    def broken(groups):
+        raise ValueError("no ink")
+
+    monkeypatch.setitem(analyze.plots.PLOTS, "learning", broken)
+    run(tmp_path, draw=True)
+    assert "no plot learning: ValueError: no ink" in capsys.readouterr().err
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"table.md", "table.csv", "table.json", "steps.png", "steps.svg"}
+
+
+def test_figures_that_a_task_lacks_have_no_interval(tmp_path):
+    fake(tmp_path / "runs/maze/seed0")
+    fake(tmp_path / "runs/x/seed0", 0.8, task="features")
+    row = rows(run(tmp_path)[0])["maze"]
+    assert row["top3"] is None and row["top3_low"] is None and row["top3_high"] is None
+
+
+def test_a_gain_is_not_called_a_drop(tmp_path):
+    sweep(tmp_path, ("baseline", 0.6, {}), ("a", 0.643, {}), ("b", 0.66, {}), seeds=1)
+    answer = run(tmp_path)[0]["answers"][QUESTIONS[0]]
+    assert "drop" not in answer
+    assert answer.startswith(
+        "None is shown to hurt; none is below the baseline, nearest is a with +4."
     )

@@ -1,11 +1,13 @@
 """Intervals: known cases, how often they cover the truth, what is paired; spread and spikes."""
 
+import csv
 import math
 
 import numpy as np
 import pytest
 
 import stats
+from config import UserError
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,46 @@ def test_spikes_are_jumps_above_the_lines_before(jumps, count):
     loss = np.ones(100)
     loss[list(jumps)] = list(jumps.values())
     assert stats.spikes(loss) == count and stats.spikes(loss[:10]) == 0
+
+
+def test_a_share_that_is_not_known_has_no_interval():
+    assert all(math.isnan(value) for value in stats.wilson(math.nan, 512))
+
+
+def test_what_cannot_be_seen_is_written_as_an_escape():
+    assert stats.visible("maze é 5x5 $x") == "maze é 5x5 $x"
+    assert stats.visible("a\x1b[31mb\n\udcff") == r"a\x1b[31mb\n\udcff"
+
+
+def test_a_table_shows_names_to_the_letter():
+    lines = stats.markdown(["entry"], [["a|b<img src=x>"], ["c\nd"], ["[x](http://y)"], ["**5**"]])
+    assert lines[2:6] == [
+        r"| a\|b&lt;img src=x> |",
+        "| c d |",
+        r"| [x]\(http://y) |",
+        "| **5** |",
+    ]
+
+
+def test_a_spreadsheet_finds_no_formula_in_a_csv(tmp_path):
+    texts = ["=1+1", "+1", "-x", "@x", "\tx", "-", "x=1", -0.5, None]
+    stats.write_csv(tmp_path / "t.csv", [{"a": text} for text in texts] + [{"b": 1}])
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = [row["a"] for row in csv.DictReader(file)]
+    assert rows == ["'=1+1", "'+1", "'-x", "'@x", "'\tx", "-", "x=1", "-0.5", "", ""]
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "table.md"
+    stats.write_text(path, "old\n")
+
+    def half(file):
+        file.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*table.md \(No space left on device\)"):
+        stats.write_whole(path, half)
+    assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]
 
 
 def test_falling_and_rising_losses_have_no_spikes():
