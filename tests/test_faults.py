@@ -500,10 +500,11 @@ def test_an_entry_named_like_the_folder_of_entries_has_a_folder_of_its_own(tmp_p
 
 
 @pytest.mark.slow
-def test_runs_of_names_that_are_alike_have_a_log_each(tmp_path, capsys):
+def test_runs_of_names_that_are_alike_have_a_log_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "sweeps" / "n" / "a").mkdir(parents=True)
     entries = [tiny.entry(tmp_path / "sweeps" / "n", name) for name in ("a_b.toml", "a/b.toml")]
-    words = [*map(str, entries), "--local", "--jobs=1", f"--out={tmp_path}/runs", "--wait"]
+    words = [*map(str, entries), "--local", "--jobs=1", f"--out={tmp_path}/runs"]
     assert submitit_launch.main(words) == 0, capsys.readouterr().err
     jobs = [json.loads(path.read_text()) for path in (tmp_path / "runs").rglob("job.json")]
     logs = {job["log"] for job in jobs}
