@@ -17,6 +17,7 @@ import tiny
 import train
 from config import FREE, to_toml
 from evaluate import evaluate
+from test_planner import CONTROL
 
 
 def fake(
@@ -987,6 +988,7 @@ def test_what_cannot_be_read_is_said_so(tmp_path):
         assert status.startswith("cannot read ") and "(not a regular file)" in status
 
 
+@pytest.mark.slow
 def test_odd_names_are_shown_to_the_letter_in_tables_and_plots(tmp_path):
     odd = ["=cmd()|<b>", "a$b^{$ $", "esc\x1b[2J", os.fsdecode(b"\xff"), "baseline"]
     for k, name in enumerate(odd):
@@ -1004,6 +1006,7 @@ def test_odd_names_are_shown_to_the_letter_in_tables_and_plots(tmp_path):
     assert "a$b^{$ $" in (tmp_path / "results/accuracy.svg").read_text()
 
 
+@pytest.mark.slow
 def test_plots_have_the_settings_of_the_library_whatever_the_users_are(tmp_path):
     for seed in (0, 1):
         fake(tmp_path / f"runs/maze/seed{seed}", seed=seed)
@@ -1045,6 +1048,21 @@ def test_figures_that_a_task_lacks_have_no_interval(tmp_path):
     fake(tmp_path / "runs/x/seed0", 0.8, task="features")
     row = rows(run(tmp_path)[0])["maze"]
     assert row["top3"] is None and row["top3_low"] is None and row["top3_high"] is None
+
+
+@pytest.mark.slow
+def test_a_control_run_that_lacks_a_figure_of_its_own_is_named(tmp_path):
+    for name in ("good", "bad", "worse"):
+        tiny.run(tmp_path / f"runs/{name}/seed0", **CONTROL)
+    for name, key in (("bad", "wide"), ("worse", "cycles")):
+        path = tmp_path / f"runs/{name}/seed0/summary.json"
+        summary = json.loads(path.read_text())
+        summary["control"][key] = "none"
+        path.write_text(json.dumps(summary))
+    assert analyze.main([str(tmp_path / "runs"), f"--out={tmp_path / 'out'}"]) == 0
+    text = (tmp_path / "out/table.md").read_text()
+    assert "- bad/seed0: summary.json is damaged (" in text and "| good |" in text
+    assert "- worse/seed0: summary.json is damaged (" in text
 
 
 def test_a_gain_is_not_called_a_drop(tmp_path):

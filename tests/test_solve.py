@@ -1,6 +1,9 @@
 """solve.py: the net's answers, the verdict on them, puzzles in and pictures out, and what bad input is told."""
 
 import io
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -91,7 +94,9 @@ def test_the_last_answer_is_averaged_where_evaluation_averages(runs):
     averaged, differ = replace(cfg, train=replace(cfg.train, eval_average=3)), 0
     for seed in range(8):
         question, _ = draw(cfg, seed)
-        own, answers = (solve.solve(cfg.task, c, net, question, steps=3).answers for c in (cfg, averaged))
+        own, answers = (
+            solve.solve(cfg.task, c, net, question, steps=3).answers for c in (cfg, averaged)
+        )
         split = data.Split(question[None], answers[-1:])
         result = evaluate(
             net, split, averaged, World(0, 1, torch.device("cpu"), torch.float32, False)
@@ -323,6 +328,29 @@ def test_bad_input_ends_in_one_sentence(runs, words, says, capsys):
         and err.count("\n") == 1
         and "Traceback" not in err
     )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"test": {"curve": []}}', '{"test": {"curve": ["x"], "n": 1}}', "[" * 5000],
+)
+def test_a_damaged_summary_has_no_hero_picture(runs, content, tmp_path, capsys):
+    (tmp_path / "best.pt").write_bytes((runs / "sudoku/best.pt").read_bytes())
+    (tmp_path / "summary.json").write_text(content)
+    assert solve.main([str(tmp_path), "--picture", str(tmp_path / "hero.png")]) == 2
+    err = capsys.readouterr().err
+    assert "summary.json: missing or damaged; --picture needs a finished run" in err
+    assert err.count("\n") == 1 and not (tmp_path / "hero.png").exists()
+
+
+def test_pictures_have_the_settings_of_the_library_whatever_the_users_are(runs, tmp_path):
+    settings = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    settings["MATPLOTLIBRC"] = str(tmp_path / "matplotlibrc")
+    words = [sys.executable, tiny.ROOT / "solve.py", runs / "maze", "--out", tmp_path]
+    done = subprocess.run(words, env=os.environ | settings, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "solved.png").exists() and (tmp_path / "solved.gif").exists()
 
 
 def test_without_a_run_and_with_help(capsys):
