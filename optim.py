@@ -60,7 +60,11 @@ class AdamAtan2(torch.optim.Optimizer):
         return [self.state[p]["m"] for p in params], [self.state[p]["v"] for p in params]
 
 
-class Muon(torch.optim.Muon):
+# Before torch 2.9 there is none, which concerns those alone who use it.
+TorchMuon = getattr(torch.optim, "Muon", torch.optim.Optimizer)
+
+
+class Muon(TorchMuon):
     """torch.optim.Muon with its matrices orthogonalised in batches of one shape.
 
     The same rule, options and state dict. Off CUDA it iterates in fp32: bf16, which torch takes
@@ -145,7 +149,7 @@ class SignSGD(torch.optim.Optimizer):
 
 # ---------------------------------------------------------------- who gets which optimizer
 
-OPTIMIZERS = ("adamw", "muon", "adam_atan2")
+OPTIMIZERS = ("adamw", "adam", "muon", "adam_atan2")
 PUZZLE_TABLES = ("puzzles", "encoder.puzzles")  # parameters: a row for every puzzle identifier
 
 
@@ -172,6 +176,8 @@ def make_optimizers(
     rest = groups(named["rest"], cfg.lr, rates)
     if cfg.optimizer == "adam_atan2":
         optimizers = [AdamAtan2(rest, **adam)]
+    elif cfg.optimizer == "adam":
+        optimizers = [torch.optim.Adam(rest, **adam)]  # its decay is L2 inside the gradient
     else:
         fused = named["rest"][0][1].is_cuda or None
         optimizers = [torch.optim.AdamW(rest, fused=fused, **adam)]

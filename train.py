@@ -4,11 +4,11 @@
     torchrun --nproc_per_node=2 train.py ENTRY
 
 The same command continues a stopped run to the same bits, says so when the run is finished, and
-refuses a folder that holds another configuration. Exit codes: 0 finished, 2 bad input,
-3 training failed (non-finite loss, disk full), 128 + signal stopped by a signal after a checkpoint.
+refuses a folder that holds another configuration, other data, or another process at work.
+Exit codes: 0 finished, 2 bad input, 3 training failed (non-finite loss, disk full, out of memory),
+128 + signal stopped by a signal, after a checkpoint where there is something to save.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -42,6 +42,7 @@ from config import (
     load_config,
     nearest,
     nested,
+    quiet_output,
     slurm_config,
     to_toml,
 )
@@ -49,18 +50,32 @@ from evaluate import rows_within_training
 from model import Carry, ModelConfig, complexity
 from optim import GrokFast, make_ema, make_optimizers, schedule, set_rates
 from runs import (
+    Agreement,
+    Lock,
+    Log,
     Signals,
+    Stopped,
     TrainingError,
     World,
+    advise_on_memory,
+    begin_stretch,
+    cannot_write,
     check_same,
-    commit,
-    cut_metrics,
+    digest_of_files,
     hardware,
+    import_wandb,
+    last_good,
     load,
+    locked,
     make_world,
+    name_of,
+    ranks,
+    refuse_difference,
+    refuse_misfit,
     run_folder,
     save,
-    write_atomic,
+    stretch,
+    write_arrays,
     write_text,
 )
 from tasks.base import NOISE, DataConfig
@@ -89,7 +104,7 @@ class TrainConfig:
     # pieces a batch is worked in, for memory; the result is the same to rounding
     accumulate: int = 1
     # muon: for the matrices of the net, adamw for the rest
-    optimizer: Literal["adamw", "muon", "adam_atan2"] = "adamw"
+    optimizer: Literal["adamw", "adam", "muon", "adam_atan2"] = "adamw"
     lr: float = 1e-4  # learning rate of AdamW or Adam-atan2
     weight_decay: float = 1.0  # decoupled decay of AdamW or Adam-atan2
     beta1: float = 0.9  # first moment
@@ -271,6 +286,10 @@ class Run:
     # first step whose loss or gradient was not finite, inf: none; read at log lines only
     bad: Tensor | None = None
     mark: tuple[float, float] = (0.0, 0.0)  # wall and CPU clock when time was last booked
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the data files, by key
+    # what computed which steps: {"from", "to", "commit", "code", "hardware"}
+    stretches: list[dict] = field(default_factory=list)
+    lock: Lock | None = None  # of the folder; held by rank 0
 
     @property
     def every(self) -> int:
@@ -331,11 +350,15 @@ def checkpoint(run: Run) -> None:
         everyone = [None] * run.world.size if run.lead else None
         dist.gather_object(to_cpu(parts), everyone)
     if run.lead:
+        run.stretches[-1]["to"] = run.step
         state = {
             "step": run.step,
             "best": run.best,
             "stale": run.stale,
             "seconds": run.seconds,
+            "stretches": run.stretches,
+            "files": run.files,
+            "dtype": name_of(run.world.dtype),
             "processes": everyone,
             "net": run.net.state_dict(),
             "ema": run.ema.state_dict() if run.ema else None,
@@ -354,20 +377,53 @@ def to_cpu(value):
     return value.cpu()
 
 
-def restore(run: Run) -> None:
-    """Continue from ckpt.pt, if there is one."""
+# what a ckpt.pt has had in every version
+PARTS = {"step", "best", "stale", "seconds", "processes", "config"}
+PARTS |= {"net", "ema", "optimizers", "grokfast"}
+
+
+def start_or_continue(cfg: Config, folder: Path, world: World, dataset: data.Dataset) -> Run:
+    """A fresh run, or the one of ckpt.pt. Raises UserError where that is not the same run."""
+    path, saved = folder / "ckpt.pt", None
+    if os.path.exists(path):
+        saved = load(path, world.device, PARTS)
+        with refuse_misfit(path):
+            world = keep_dtype(world, cfg, saved)
+    run = make_run(cfg, folder, world, dataset)
+    files = cfg.task.files(cfg)
+    run.files = {key: digest_of_files(source) for key, source in files.items()}
+    if saved:
+        with refuse_misfit(path):
+            restore(run, saved)
+    return run
+
+
+def keep_dtype(world: World, cfg: Config, saved: dict) -> World:
+    """With train.dtype = "auto" a run keeps the dtype that it began with, on any hardware."""
+    if cfg.train.dtype != "auto":
+        return world
+    if "dtype" in saved:
+        return replace(world, dtype=getattr(torch, saved["dtype"]))
+    # An older checkpoint tells it by its states, but those of control are always float32.
+    states = saved["processes"][0]["carry"]["y"].dtype
+    return replace(world, dtype=states) if states == torch.bfloat16 else world
+
+
+def restore(run: Run, state: dict) -> None:
+    """Continue from a checkpoint."""
     path = run.folder / "ckpt.pt"
-    if not path.exists():
-        return
-    state = load(path, run.world.device, {"processes", "optimizers", "grokfast"})
     written_by = len(state["processes"])
     if written_by != run.world.size:
         raise UserError(
             f"{path} was written by {written_by} process(es), this run has {run.world.size}; "
             "start as many, or choose another --out"
         )
+    refuse_difference(run.folder, state["config"], run.cfg)
+    refuse_other_data(run, state.get("files", {}))
     run.step, run.best, run.stale = state["step"], state["best"], state["stale"]
     run.seconds = state["seconds"]
+    unknown = {"from": 0, "to": run.step, "commit": "", "code": "", "hardware": ""}
+    run.stretches = state.get("stretches", [unknown])
     run.net.load_state_dict(state["net"])
     if run.ema:
         run.ema.load_state_dict(state["ema"])
@@ -377,6 +433,18 @@ def restore(run: Run) -> None:
         run.grokfast.load_state_dict(state["grokfast"])
     mine = state["processes"][run.world.rank]
     run.carry, run.sums = carry_of(mine["carry"]), mine["sums"]
+
+
+def refuse_other_data(run: Run, before: dict[str, str]) -> None:
+    """Raises UserError where a data file has other bytes than the checkpoint was trained on."""
+    sources = run.cfg.task.files(run.cfg)
+    for key, now in run.files.items():
+        if before.get(key, now) != now:
+            raise UserError(
+                f"{run.folder} was trained on other data: {key} = {sources[key]!r} has SHA-256 "
+                f"{now[:12]} now, expected {before[key][:12]}; put the old file back, or choose "
+                "another --out"
+            )
 
 
 def carry_of(saved: dict) -> Carry:
@@ -514,24 +582,38 @@ def train_step(run: Run, feed: Iterator[dict]) -> None:
     run.step += 1
 
 
-def last_good(folder: Path) -> str:
-    """The checkpoint that is safe on disk."""
-    return str(folder / "ckpt.pt") if (folder / "ckpt.pt").exists() else "none yet"
-
-
 def check_finite(run: Run) -> None:
-    """Raises TrainingError if a loss or gradient since the start was not finite.
-
-    Always asked before anything is saved.
-    """
+    """Raises TrainingError if a loss or gradient since the start was not finite."""
     if run.bad is None or (step := run.bad.item()) == math.inf:
         return
     loss = (run.sums["loss"] / run.sums["rows"]).item() if run.sums else math.nan
+    fail(run, f"loss or gradient is not finite from step {int(step)} on (loss now {loss:.4g})")
+
+
+def check_weights(run: Run) -> None:
+    """Raises TrainingError if a weight is not finite: an update can do that after a good loss."""
+    tensors = list(run.net.state_dict().values())
+    if run.ema:
+        tensors += run.ema.state_dict().values()
+    finite = [tensor.isfinite().all() for tensor in tensors]
+    if not torch.stack([flag.to(run.world.device) for flag in finite]).all():
+        fail(run, f"weights are not finite after step {run.step}")
+
+
+def fail(run: Run, what: str) -> None:
+    """Raises TrainingError for a run that has diverged."""
     raise TrainingError(
-        f"{run.folder}: loss or gradient is not finite from step {int(step)} on "
-        f"(loss now {loss:.4g}); last good checkpoint: {last_good(run.folder)}; "
+        f"{run.folder}: {what}; last good checkpoint: {last_good(run.folder)}; "
         "a smaller train.lr or train.clip = 1 usually helps"
     )
+
+
+def check_before_saving(run: Run) -> None:
+    """Raises TrainingError if the run has diverged, or another process took over its folder."""
+    check_finite(run)
+    check_weights(run)
+    if run.lock:
+        run.lock.check()
 
 
 def train_line(run: Run) -> dict:
@@ -584,27 +666,82 @@ def validate(run: Run, split: data.Split) -> dict:
 def train(cfg: Config, folder: Path, entry: str = "") -> dict:
     """Run one entry to its end in `folder` and return its summary.
 
-    Resumes, skips a finished run, refuses another's folder.
+    Resumes, skips a finished run, refuses another's folder. A signal leaves as whoever started us
+    wants it.
     """
-    folder = Path(folder)
-    world = make_world(cfg.train)
-    if os.path.exists(folder / "config.toml"):
-        check_same(folder, cfg)
-    if os.path.exists(folder / "summary.json"):
-        summary = json.loads((folder / "summary.json").read_text())
-        if world.rank == 0:
-            print(f"{folder} is finished; nothing to do. {cfg.task.sentence(summary)}")
-        return summary
-    wandb = import_wandb(cfg.train)
+    folder, signals = Path(folder), Signals("before the first step")
     try:
-        dataset = data.load(cfg)
-    except UserError as e:
-        raise UserError(f"{entry}: {e}" if entry else str(e)) from None
-    run = make_run(cfg, folder, world, dataset)
-    make_folder(run, entry)
-    restore(run)
+        return train_or_skip(cfg, folder, entry, signals)
+    except Stopped:
+        if ranks()[0] == 0:
+            saved = last_good(folder) != "none yet"
+            words = f"{folder}/ckpt.pt is complete" if saved else "there was nothing to save yet"
+            name = signal.Signals(signals.caught).name
+            print(f"stopped by {name} {signals.where}; {words}, the same command continues")
+            sys.stdout.flush()
+        signals.leave(signals.caught)
+    finally:
+        signals.restore()
+
+
+def train_or_skip(cfg: Config, folder: Path, entry: str, signals: Signals) -> dict:
+    """As `train` says; a signal may raise Stopped."""
+    check_same(folder, cfg)
+    if os.path.exists(folder / "summary.json"):
+        return finished(cfg, folder)
+    wandb = import_wandb(cfg.train.wandb)
+    check_muon(cfg.train)
+    world = make_world(cfg.train)
+    with locked(folder, world, cfg.out) as lock:
+        check_same(folder, cfg)
+        if os.path.exists(folder / "summary.json"):  # another process has just finished
+            return finished(cfg, folder)
+        try:
+            dataset = data.load(cfg)
+        except UserError as e:
+            raise UserError(f"{entry}: {e}" if entry else str(e)) from None
+        with advise_on_memory(folder, cfg):
+            run = start_or_continue(cfg, folder, world, dataset)
+            run.lock = lock
+            return train_and_test(run, dataset, entry, signals, wandb)
+
+
+def finished(cfg: Config, folder: Path) -> dict:
+    """The summary of a finished run, and a line about it. Raises UserError for a damaged one."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        sentence = cfg.task.sentence(summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(
+            f"{path}: not a readable summary of a finished run ({type(e).__name__}: {e}); delete "
+            "it, and the same command tests the best checkpoint again"
+        ) from None
+    if ranks()[0] == 0:
+        print(f"{folder} is finished; nothing to do. {sentence}")
+    return summary
+
+
+def check_muon(tc: TrainConfig) -> None:
+    """Raises UserError where Muon is wanted and torch is too old for it."""
+    if tc.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"train.optimizer = 'muon', but torch {torch.__version__} has no torch.optim.Muon, "
+            "expected torch 2.9 or newer, or another optimizer"
+        )
+
+
+def train_and_test(run: Run, dataset: data.Dataset, entry: str, signals: Signals, wandb) -> dict:
+    """The run from where it is to its summary."""
+    cfg, world = run.cfg, run.world
     if run.lead:
-        banner(run, dataset)
+        try:
+            write_text(run.folder / "config.toml", to_toml(cfg, entry))
+        except TrainingError as e:
+            raise cannot_write(cfg.out, run.folder, e.__cause__ or e) from None
+    differs = begin_stretch(run.stretches, stretch(world, run.step))
+    if run.lead:
+        banner(run, dataset, differs)
     log = Log(run, wandb)
     feed = data.batches(
         dataset,
@@ -617,34 +754,26 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
         device=world.device,
     )
     try:
-        loop(run, dataset, feed, log)
+        loop(run, dataset, feed, log, signals)
     finally:
         feed.close()
         log.close()
+    signals.stop_at_once("in the last test")
     summary = finish(run, dataset, entry)
     log.finish(summary)
     return summary
 
 
-def make_folder(run: Run, entry: str) -> None:
-    """The run folder with config.toml. Raises UserError where we may not write."""
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        if run.lead:
-            write_text(run.folder / "config.toml", to_toml(run.cfg, entry))
-    except (OSError, TrainingError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise UserError(f"--out {run.cfg.out}: cannot write to {run.folder} ({reason})") from None
-
-
-def loop(run: Run, dataset: data.Dataset, feed: Iterator[dict], log: "Log") -> None:
+def loop(run: Run, dataset: data.Dataset, feed: Iterator[dict], log: Log, signals: Signals) -> None:
     """Train, log, validate and save until the last step, or until patience is lost.
 
-    A signal: save, and leave as whoever started us wants it.
+    A signal: save, and leave as whoever started us wants it. While the net is compiled, in the
+    first step, there is nothing to save.
     """
     tc = run.cfg.train
     eval_every = tc.eval_every or max(1, tc.steps // 10)
-    signals, saved_at = Signals(), time.perf_counter()
+    agree, saved_at = Agreement(run), time.perf_counter()
+    signals.where, signals.saves = "while the net was compiled", not run.world.compiled
     bar = tqdm(
         total=tc.steps,
         initial=run.step,
@@ -658,6 +787,7 @@ def loop(run: Run, dataset: data.Dataset, feed: Iterator[dict], log: "Log") -> N
     try:
         while run.step < tc.steps and not (tc.patience and run.stale >= tc.patience):
             train_step(run, feed)
+            signals.saves = True
             bar.update()
             last = run.step == tc.steps
             if run.step % tc.log_every == 0 or last:
@@ -669,15 +799,15 @@ def loop(run: Run, dataset: data.Dataset, feed: Iterator[dict], log: "Log") -> N
                 bar.set_postfix(postfix(line, run.best))
             evaluated = run.step % eval_every == 0 or last
             if evaluated:
-                check_finite(run)
+                check_before_saving(run)
                 run.book("train")
                 line = validate(run, dataset.val)
                 run.book("validation")
                 log.record("val", line)
-            stop = agree(signals.caught, run)
             late = time.perf_counter() - saved_at > 60 * tc.ckpt_minutes
-            if stop or evaluated or agree(late, run):
-                check_finite(run)
+            stop, late = agree(signals.caught, late)
+            if stop or evaluated or late:
+                check_before_saving(run)
                 run.book("train")
                 checkpoint(run)
                 run.book()
@@ -694,7 +824,6 @@ def loop(run: Run, dataset: data.Dataset, feed: Iterator[dict], log: "Log") -> N
                 signals.leave(stop)
     finally:
         bar.close()
-        signals.restore()
 
 
 def postfix(line: dict, best: dict | None) -> dict:
@@ -705,93 +834,6 @@ def postfix(line: dict, best: dict | None) -> dict:
     return shown
 
 
-def agree(value: int, run: Run) -> int:
-    """The largest value over all processes: all must act at the same step.
-
-    Asked at every tenth step, 0 at the others, where there are several.
-    """
-    if run.world.size > 1 and run.step % 10:
-        return 0
-    return run.world.max(value)
-
-
-class Log:
-    """metrics.jsonl of rank 0, and wandb if asked for. Other ranks write nothing."""
-
-    def __init__(self, run: Run, wandb):
-        self.run, self.file, self.watch = run, None, None
-        if run.lead:
-            cut_metrics(run.folder / "metrics.jsonl", run.step)
-            self.file = open(run.folder / "metrics.jsonl", "a", encoding="utf-8")
-            self.watch = start_wandb(wandb, run) if wandb else None
-
-    def record(self, split: str, line: dict) -> None:
-        """A line of "train" or "val" figures."""
-        run = self.run
-        line = {"step": run.step, "split": split, **line, "seconds": run.seconds["train"]}
-        if not self.file:
-            return
-        try:
-            self.file.write(json.dumps({key: short(value) for key, value in line.items()}) + "\n")
-            self.file.flush()
-        except OSError as e:
-            raise TrainingError(
-                f"cannot write {self.file.name} ({e.strerror}); "
-                f"last good checkpoint: {last_good(run.folder)}"
-            ) from e
-        if self.watch:
-            self.watch.log(numbers(split, line), step=run.step)
-
-    def close(self) -> None:
-        if self.file:
-            with contextlib.suppress(OSError):  # a full disk: the write before said so
-                self.file.close()
-
-    def finish(self, summary: dict) -> None:
-        """The test figures, for wandb."""
-        if self.watch:
-            self.watch.summary.update(numbers("test", summary["test"]))
-            self.watch.finish()
-
-
-def short(value):
-    """Floats to seven digits."""
-    return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-def numbers(split: str, line: dict) -> dict:
-    """{"train/loss": 0.5, ...}: what wandb draws."""
-    kept = {key: value for key, value in line.items() if isinstance(value, (int, float))}
-    return {f"{split}/{key}": value for key, value in kept.items()}
-
-
-def import_wandb(tc: TrainConfig):
-    """The module, or None where nobody asks for it. Raises UserError where it is not installed."""
-    if not tc.wandb:
-        return None
-    try:
-        import wandb
-
-        return wandb
-    except ImportError:
-        raise UserError(
-            f"train.wandb = {tc.wandb!r}, but wandb is not installed; pip install wandb, "
-            "or leave the key out"
-        ) from None
-
-
-def start_wandb(wandb, run: Run):
-    """A run of Weights & Biases that a resumed run continues."""
-    return wandb.init(
-        project=run.cfg.train.wandb,
-        name=f"{run.folder.parent.name}-{run.folder.name}",
-        config=flatten(run.cfg),
-        dir=str(run.folder),
-        resume="allow",
-        id=str(run.folder.resolve()).replace("/", "_")[-60:],
-    )
-
-
 def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     """The test split meets the checkpoint that validation chose, once.
 
@@ -800,7 +842,7 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     cfg, world, net, task = run.cfg, run.world, run.net, run.cfg.task
     if world.size > 1:
         dist.barrier()  # rank 0 has written best.pt
-    state = load(run.folder / "best.pt", world.device)
+    state = load(run.folder / "best.pt", world.device, {"raw", "ema"})
     net.load_state_dict(state["ema"] or state["raw"])
     rows = rows_within_training(cfg)
     run.book()
@@ -820,6 +862,8 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
         limit = f"evaluations were cut to {test['n']} rows"
         summary["note"] = f"{limit}, so that they cost no more than the training itself"
     if run.lead:
+        if run.lock:
+            run.lock.check()
         for name, arrays in (files | {"test.npz": verdict}).items():
             write_arrays(run.folder / name, arrays)
         text = json.dumps(summary, indent=1, default=str)
@@ -830,16 +874,11 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     return summary
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An .npz, atomically."""
-    write_atomic(path, lambda f: np.savez_compressed(f, **arrays))
-
-
 def summarise(
     run: Run, dataset: data.Dataset, entry: str, test: dict, halting: dict, averaged: bool
 ) -> dict:
     """What summary.json says of every run."""
-    cfg, m = run.cfg, run.cfg.model
+    cfg, m, last = run.cfg, run.cfg.model, run.stretches[-1]
     unsaid = ("curve", "halting", "step")
     return {
         "entry": entry,
@@ -860,8 +899,10 @@ def summarise(
         "test_puzzles": digest(dataset.test.inputs[: test["n"]]),
         "seconds": run.seconds,
         "device": run.world.device.type,
-        "hardware": hardware(run.world),
-        "commit": commit(),
+        "hardware": last["hardware"],
+        "commit": last["commit"],
+        "stretches": [*run.stretches[:-1], last | {"to": run.step}],
+        "files": run.files,
         "data": dataset.card,
     }
 
@@ -871,8 +912,11 @@ def digest(rows: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
 
 
-def banner(run: Run, dataset: data.Dataset) -> None:
-    """Three lines: where, which net, which data."""
+def banner(run: Run, dataset: data.Dataset, differs: str) -> None:
+    """Three lines: where, which net, which data. Then what is not as before, and what takes long.
+
+    differs: from the steps before.
+    """
     cfg, m = run.cfg, run.cfg.model
     resumed = f" | continues at step {run.step}" if run.step else ""
     print(f"run    {run.folder} | {hardware(run.world)}{resumed}")
@@ -887,6 +931,10 @@ def banner(run: Run, dataset: data.Dataset) -> None:
     }
     words = [f"{key} {value}" for key, value in card.items() if len(str(value)) < 90]
     print("data   " + ", ".join(words), flush=True)
+    if differs:
+        print(f"note   other than before step {run.step + 1}: {differs}", flush=True)
+    if run.world.compiled:
+        print("note   the net is compiled in its first steps, for a minute or more", flush=True)
 
 
 def changed(table, name: str) -> str:
@@ -936,15 +984,21 @@ def command(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    rank = 0
     try:
+        rank = ranks()[0]
         command(sys.argv[1:] if argv is None else argv)
     except (UserError, TrainingError) as e:
         # Bad input is the same for all processes: one of them says it.
-        if os.environ.get("RANK", "0") == "0" or isinstance(e, TrainingError):
+        if rank == 0 or isinstance(e, TrainingError):
             print(f"error: {e}", file=sys.stderr)
         return 2 if isinstance(e, UserError) else 3
+    except KeyboardInterrupt:
+        print("stopped by SIGINT before the first step", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
 if __name__ == "__main__":
+    quiet_output()
     sys.exit(main())

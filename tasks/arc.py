@@ -78,6 +78,10 @@ class Arc(Task):
 
     # ------------------------------------------------------------ data
 
+    def files(self, cfg) -> dict[str, str]:
+        sources = {"arc.train": cfg.arc.train, "arc.test": cfg.arc.test}
+        return {key: source for key, source in sources.items() if source}
+
     def load(self, cfg) -> ArcDataset:
         """Validation and test ask every query of their tasks.
 

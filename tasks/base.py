@@ -180,6 +180,11 @@ class Task:
                 )
         return ""
 
+    def files(self, cfg) -> dict[str, str]:
+        """The keys that name data files, and those files: their bytes count, not their place."""
+        paths = {key: getattr(cfg.data, key, "") for key in ("train_path", "test_path")}
+        return {f"data.{key}": path for key, path in paths.items() if path}
+
     def advice(self) -> str:
         """Where to get files for this task."""
         return "python data.py --help says what it can download"

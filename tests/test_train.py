@@ -1,4 +1,6 @@
-"""Training runs: accumulation, resuming to the same bits after every kind of death, refusals, faults, ranks, evaluation, files."""
+"""Training runs: accumulation, resuming to the same bits after every kind of death, refusals,
+faults, ranks, evaluation, files.
+"""
 
 import errno
 import itertools
@@ -42,7 +44,10 @@ WORLD = World(0, 1, torch.device("cpu"), torch.float32, False)
 
 @pytest.fixture
 def early(monkeypatch):
-    """Nets whose slots halt at different steps from the start: q_halt is spread around zero by a head that sees y."""
+    """Nets whose slots halt at different steps from the start.
+
+    q_halt is spread around zero by a head that sees y.
+    """
     init = TRM.__init__
 
     def spread(net, *args, **options):
@@ -120,9 +125,8 @@ def test_accumulation_equals_one_piece(settings, early):
     for k in sums:
         torch.testing.assert_close(sums[k], sums_many[k], rtol=1e-4, atol=1e-5, msg=k)
     for k in grads:
-        torch.testing.assert_close(
-            grads[k], grads_many[k], rtol=1e-3, atol=1e-5, msg=lambda m: f"{k}: {m}"
-        )
+        where = {"msg": lambda m, k=k: f"{k}: {m}"}
+        torch.testing.assert_close(grads[k], grads_many[k], rtol=1e-3, atol=1e-5, **where)
     assert max(g.norm() for g in grads.values()) > 0.01
 
 
@@ -136,7 +140,7 @@ def test_an_accumulated_run_has_the_losses_of_one_in_one_piece(tmp_path, early):
         assert b["loss"] == pytest.approx(a["loss"], abs=2e-4)
 
 
-# ---------------------------------------------------------------- death and resurrection, in this process
+# ---------------------------------------------------------------- death, in this process
 
 
 @pytest.mark.parametrize(
@@ -355,7 +359,7 @@ SLOW = {
 
 
 def moments() -> list[int]:
-    """Three random steps of 160 to kill at, other ones every time; the assertion messages show them.
+    """Three random steps of 160 to kill at, other ones every time: assertion messages show them.
 
     None is late: on a busy machine a run goes on for a while before the kill arrives.
     """
@@ -401,7 +405,7 @@ def test_a_real_process_stops_at_sigterm_and_continues_to_the_same_bits(tmp_path
 
 
 def ranks(*words) -> list:
-    """Two processes of one run, started as a cluster does, so that killing them kills everything."""
+    """Two processes of one run, as a cluster starts them: killing them kills everything."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -530,7 +534,9 @@ def test_torchrun_passes_sigterm_on_and_the_ranks_leave_at_one_step(two_ranks, t
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    together = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, word in (together | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, word)
     with pytest.raises(
         UserError,
         match=r"train.batch_size = 4, expected a multiple of 3 processes x accumulate = 1",
@@ -669,7 +675,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_last_good_checkpoint
     assert main([str(entry), f"--out={tmp_path}/runs"]) == 3
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
-        rf"error: {folder}: loss or gradient is not finite \S+ step 7.*loss.*nan\); last good checkpoint: {folder}/ckpt.pt; .*",
+        rf"error: {folder}: loss or gradient is not finite \S+ step 7.*loss.*nan\); "
+        rf"last good checkpoint: {folder}/ckpt.pt; .*",
         err,
     )
     state = tiny.checkpoint(folder)
@@ -699,7 +706,8 @@ def test_a_rate_that_blows_up_the_weights_is_told_before_anything_is_saved(words
     )
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.search(
-        r"loss or gradient is not finite \S+ step \d+.*\(loss.*\); last good checkpoint: none yet; a smaller train.lr",
+        r"loss or gradient is not finite \S+ step \d+.*\(loss.*\); "
+        r"last good checkpoint: none yet; a smaller train.lr",
         err,
     )
     assert (
@@ -787,7 +795,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monk
     with monkeypatch.context() as patch:
         if where == "log":
             patch.setattr(
-                training,
+                runs,
                 "open",
                 lambda path, *a, **k: (Full if Path(path).name == "metrics.jsonl" else lambda f: f)(
                     open(path, *a, **k)
@@ -798,10 +806,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monk
         assert main([str(entry), f"--out={tmp_path}/runs"]) == 3
     err = capsys.readouterr().err.splitlines()[-1]
     if where == "log":
-        assert (
-            err
-            == f"error: cannot write {folder}/metrics.jsonl (No space left on device); last good checkpoint: {folder}/ckpt.pt"
-        )
+        full = f"cannot write {folder}/metrics.jsonl (No space left on device)"
+        assert err == f"error: {full}; last good checkpoint: {folder}/ckpt.pt"
     else:
         reason = (
             "[enforce fail at inline_container.cc]"
@@ -809,7 +815,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monk
             else "No space left on device"
         )
         assert err in {
-            f"error: cannot write {folder}/{name} ({reason}); what was saved there before is untouched"
+            f"error: cannot write {folder}/{name} ({reason}); "
+            "what was saved there before is untouched"
             for name in ("best.pt", "ckpt.pt")
         }
     assert {name: (folder / name).read_bytes() for name in before} == before and len(before) == 3
@@ -1257,7 +1264,8 @@ def test_wandb_without_the_package_is_refused_before_anything_is_written(
     assert main([str(tiny.entry(tmp_path)), f"--out={tmp_path}/runs", "--train.wandb=mazes"]) == 2
     assert capsys.readouterr() == (
         "",
-        "error: train.wandb = 'mazes', but wandb is not installed; pip install wandb, or leave the key out\n",
+        "error: train.wandb = 'mazes', but wandb is not installed; pip install wandb, "
+        "or leave the key out\n",
     )
     assert not (tmp_path / "runs").exists()
 
@@ -1304,7 +1312,10 @@ def test_a_net_trained_on_one_size_is_tested_on_another(tmp_path):
 
 
 def test_the_tiny_net_learns(tmp_path):
-    """4x4 Sudoku in seconds: the whole chain of data, recursion, halting, optimizer and averaging does what it is for."""
+    """4x4 Sudoku in seconds: the whole chain does what it is for.
+
+    Data, recursion, halting, optimizer and averaging.
+    """
     summary = tiny.run(
         tmp_path,
         model={"dim": 32, "n": 2, "n_layers": 1, "n_sup": 4, "halting": False, "loss": "softmax"},

@@ -90,10 +90,13 @@ def lines(folder: Path, split: str = "") -> list[dict]:
 
 
 def checkpoint(folder: Path, name: str = "ckpt.pt") -> dict:
-    """A checkpoint without the clock and the place of its folder, loaded as anybody would."""
+    """A checkpoint without the clock, the place of its folder, and what computed it.
+
+    Loaded as anybody would.
+    """
     state = torch.load(folder / name, weights_only=True)
     del state["config"]["out"]
-    return {k: v for k, v in state.items() if k != "seconds"}
+    return {k: v for k, v in state.items() if k not in ("seconds", "stretches")}
 
 
 def differences(a, b, path: str = "") -> list[str]:
