@@ -8,16 +8,16 @@ entry as they are now, in OUT/.launch/<time>/; it continues after preemption and
 same command again says where each run is and submits only what is neither finished nor running nor
 queued. Keys of train.py go to every entry; [slurm]: command line > entry > sweeps/slurm.toml.
 
-Exit codes: 0 submitted, or with --wait and --local all finished; 1 a run failed; 2 bad input,
-nothing is submitted; 130 Ctrl-C.
+Exit codes: 0 submitted, or with --wait and --local all finished; 1 a run failed, or SLURM took
+only some of them; 2 bad input, nothing is submitted; 130 Ctrl-C.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -38,17 +38,20 @@ from config import (
     SlurmConfig,
     UserError,
     add_keys,
+    has_control_characters,
     hints,
     load_config,
     make_parser,
     minutes,
     parse,
+    quiet_output,
     read_layers,
     shell_words,
     slurm_config,
     to_toml,
 )
-from runs import TrainingError, check_same, commit, run_folder, write_text
+from runs import Lock, TrainingError, check_same, commit, holder_of, run_folder, write_text
+from stats import visible
 
 ROOT = Path(__file__).resolve().parent
 ALIVE = ("running", "queued")
@@ -77,17 +80,25 @@ class Run:
         """The entry below sweeps/, without .toml"""
         return self.folder.parent.relative_to(self.cfg.out)
 
-    def job(self) -> dict:
+    def job(self) -> dict[str, str]:
         """Where it was started last: {"log", and on SLURM "job" and "code"}, and how it ended."""
         try:
-            return json.loads((self.folder / "job.json").read_text())
-        except (OSError, ValueError):
+            found = json.loads(read_file(self.folder / "job.json"))
+            return {key: value for key, value in found.items() if isinstance(value, str)}
+        except (OSError, ValueError, AttributeError, RecursionError):
             return {}
 
     def words(self, launch: Path) -> list[str]:
         """For train.py."""
         entry = launch / "sweeps" / self.below
         return [f"{entry}.toml", f"--seed={self.cfg.seed}", f"--out={self.cfg.out}"]
+
+
+def read_file(path: Path) -> str:
+    """The text of a regular file, whatever its bytes. Raises OSError and ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 # ---------------------------------------------------------------- what to run
@@ -119,6 +130,7 @@ def plan_runs(entries: list[Path], seeds: str, overrides: dict, local: bool) -> 
         for seed in chosen:
             cfg = load_config(train.Config, entry, overrides | seed)
             run = Run(entry, cfg, slurm, run_folder(cfg, entry))
+            check_name(run)
             if run.folder in runs:
                 raise UserError(
                     f"{entry} and {runs[run.folder].entry} both belong in {run.folder}; "
@@ -130,6 +142,14 @@ def plan_runs(entries: list[Path], seeds: str, overrides: dict, local: bool) -> 
                 check_same(run.folder, cfg)
             runs[run.folder] = run
     return list(runs.values())
+
+
+def check_name(run: Run) -> None:
+    """Raises UserError where a name could become a line of its own in a script or a log."""
+    folder = str(run.folder.resolve())
+    if has_control_characters(folder):
+        letters = f"a name of {sys.getfilesystemencoding()} letters (see LC_ALL)"
+        raise UserError(f"--out {folder!r}, expected {letters} without control characters")
 
 
 def check_processes(run: Run) -> None:
@@ -154,15 +174,35 @@ def missing_data(runs: list[Run]) -> str:
 # ---------------------------------------------------------------- where a run is
 
 
+def end_of_log(log: str) -> list[str]:
+    """The lines at the end of a log; none where there is no log."""
+    try:
+        text = read_file(Path(log))[-20_000:]
+    except (OSError, ValueError):
+        return []
+    return [visible(line.rstrip()) for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
 def last_lines(log: str, count: int = 1) -> list[str]:
     """The last lines of a log, without progress bars and srun's echo of exit codes."""
-    try:
-        text = Path(log).read_text(encoding="utf-8", errors="replace")[-20_000:]
-    except OSError:
-        return []
     noise = re.compile(r"srun: |slurmstepd\S*: error: \*\*\* STEP|.*\d+%\|")
-    lines = [line.rstrip() for line in text.splitlines()]
-    return [line for line in lines if line and not noise.match(line)][-count:]
+    return [line for line in end_of_log(log) if not noise.match(line)][-count:]
+
+
+def reason_of_end(log: str) -> str:
+    """Why a job ended that could not say so itself, from its log; empty without a log.
+
+    What was killed leaves its usual lines behind, and on SLURM a word of srun.
+    """
+    last = "".join(last_lines(log))
+    usual = re.match(r"[a-z]+ {2,}|encoder |submitit ", last)
+    if last and not usual:
+        return last.removeprefix("error: ")
+    echo = r"srun: error: .*: tasks? \S+: (Killed|Out Of Memory|Segmentation fault|Aborted)"
+    words = [found[1] for line in end_of_log(log) if (found := re.match(echo, line))]
+    if words and words[-1] != "Killed":
+        return f"killed: {words[-1]}"
+    return "killed" if last or words else ""
 
 
 def state_of(run: Run, jobs: dict) -> tuple[str, str]:
@@ -173,27 +213,35 @@ def state_of(run: Run, jobs: dict) -> tuple[str, str]:
     if in_queue := jobs.get((job.get("job"), job.get("code"))):
         running = in_queue in ("RUNNING", "COMPLETING")
         return ("running" if running else "queued"), f"job {job['job']}"
-    if locked(run.folder):
-        return "running", "on this machine"
+    if holder := holder_of(run.folder):
+        return "running", "on this machine" if holder.here else f"on {visible(holder.host)}"
     at = f"at step {last_step(run)[0]} of {run.cfg.train.steps}"
     if not job:
         return ("stopped", at) if (run.folder / "ckpt.pt").exists() else ("new", "")
-    if (run.folder / "failed.txt").exists():
-        return "failed", (run.folder / "failed.txt").read_text().strip()
+    if reason := error_of(run.folder):
+        return "failed", reason
     if job.get("stopped"):
-        return "stopped", f"{at}: {job['stopped']}"
-    reason = "".join(last_lines(job["log"])).removeprefix("error: ")
+        return "stopped", visible(f"{at}: {job['stopped']}")
+    reason = reason_of_end(job.get("log", ""))
     if re.search(r"CANCELLED AT (?!.*DUE TO)", reason):  # SLURM's words for scancel
         return "stopped", f"{at}: {reason}"
     return "failed", reason or "it left no log; cancelled before it began?"
 
 
+def error_of(folder: Path) -> str:
+    """What `note_error` wrote, in one line; empty: nothing."""
+    try:
+        return visible(" ".join(read_file(folder / "failed.txt").split()))
+    except (OSError, ValueError):
+        return ""
+
+
 def finished_words(run: Run) -> str:
     """The test figure of a finished run."""
     try:
-        return run.cfg.task.brief(json.loads((run.folder / "summary.json").read_text()))
-    except (OSError, ValueError, KeyError):  # of another version
-        return ""
+        return run.cfg.task.brief(json.loads(read_file(run.folder / "summary.json")))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "its summary.json cannot be read, or is of another version"
 
 
 def states_of(runs: list[Run]) -> list[tuple[str, str]]:
@@ -212,9 +260,11 @@ def last_step(run: Run) -> tuple[int, str]:
     ):
         f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))
         for line in f.read().decode(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line
+            # half a line, or a damaged one
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 found = json.loads(line)
-                at = found["step"]
+                if type(found["step"]) is int:
+                    at = found["step"]
                 loss = f"{found['loss']:.3f}" if "loss" in found else loss
     return at, loss
 
@@ -243,6 +293,22 @@ def code_files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in found]
 
 
+def make_private(out: Path) -> Path:
+    """OUT/.launch, which nobody else may read or write. Raises UserError.
+
+    Jobs run the code and the pickles that lie there.
+    """
+    folder = out / ".launch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise UserError(f"--out {out}: {folder} belongs to another user, expected one of yours")
+        folder.chmod(0o700)
+    except OSError as e:
+        raise UserError(f"--out {out}: cannot write to {folder} ({e.strerror})") from None
+    return folder
+
+
 def make_launch_folder(out: Path) -> Path:
     """OUT/.launch/<time>/ with logs/, of this launch alone. Raises UserError."""
     while True:
@@ -258,10 +324,22 @@ def make_launch_folder(out: Path) -> Path:
 
 def snapshot(runs: list[Run]) -> Path:
     """The folder of a launch: code/ as it is now, sweeps/ with every key of every entry written
-    out, diff.patch with the difference of the code to its commit, logs/.
+    out, diff.patch with the difference of the code to its commit, logs/. Raises UserError.
     """
     out = Path(runs[0].cfg.out)
+    make_private(out)
     launch = make_launch_folder(out)
+    try:
+        fill_launch_folder(launch, runs)
+    except OSError as e:
+        where = e.filename or launch
+        raise UserError(f"--out {out}: cannot copy to {where} ({e.strerror or e})") from None
+    return launch
+
+
+def fill_launch_folder(launch: Path, runs: list[Run]) -> None:
+    """Everything that `snapshot` names, and the run folders. Raises OSError."""
+    out = Path(runs[0].cfg.out)
     for name in code_files():
         source, target = ROOT / name, launch / "code" / name
         if source.is_file() and out.resolve() not in source.resolve().parents:
@@ -273,7 +351,24 @@ def snapshot(runs: list[Run]) -> Path:
         target = Path(run.words(launch)[0])
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(to_toml(run.cfg, str(run.entry)), encoding="utf-8")
-    return launch
+        run.folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def one_launch(out: Path):
+    """One launch at a time looks into OUT and submits: two would both submit what neither saw."""
+    lock, waits = Lock(make_private(out)), False
+    while True:
+        try:
+            lock.take()
+            break
+        except UserError as e:
+            if not waits:
+                print(f"waiting for another launch: {visible(str(e))}", file=sys.stderr, flush=True)
+            waits = True
+            time.sleep(1)
+    with lock:
+        yield
 
 
 def prepare(run: Run, job: dict) -> None:
@@ -297,8 +392,8 @@ def note_error(folder: Path, reason: str) -> None:
 
 def note_stop(folder: Path, number: int) -> None:
     """In job.json: a signal stopped this run, after a checkpoint."""
-    with contextlib.suppress(OSError, ValueError):
-        job = json.loads((folder / "job.json").read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError, TrainingError):
+        job = json.loads(read_file(folder / "job.json"))
         job["stopped"] = f"stopped by {signal.Signals(number).name}"
         write_text(folder / "job.json", json.dumps(job) + "\n")
 
@@ -387,18 +482,22 @@ class Job:
         self.words, self.folder, self.cwd, self.requeue = words, folder, cwd, requeue
 
     def __call__(self) -> None:
+        quiet_output()
         os.chdir(self.cwd)  # relative paths mean what they meant to whoever launched
         join_group()
         job, code = submitit.JobEnvironment(), str(Path(__file__).parent)
+        # SUBMITIT_PREEMPT_SIGNAL may name another one than USR2
+        preempted = signal.Signals[f"SIG{job.USR_SIG}"]
         # submitit's: rank 0 asks checkpoint(), requeues the job and exits
-        requeue = signal.getsignal(signal.SIGUSR2)
+        requeue = signal.getsignal(preempted)
 
         def leave(number: int, frame) -> None:
-            """SIGUSR2 comes before the time limit. The others come from a preemption, too, but also
-            from scancel: then we are no longer RUNNING.
+            """The signal of submitit comes before the time limit. It and the others come from a
+            preemption, too, but also from scancel: then we are no longer RUNNING.
             """
             with contextlib.suppress(UserError):
-                if number == signal.SIGUSR2 or queue().get((job.job_id, code)) == "RUNNING":
+                asked = number == preempted and number != signal.SIGTERM
+                if asked or queue().get((job.job_id, code)) == "RUNNING":
                     requeue(number, frame)
                     # As another rank: where the end of one task ends the job, it must not come
                     # before the requeueing.
@@ -406,7 +505,7 @@ class Job:
             note_stop(Path(self.folder), number)
             raise SystemExit(128 + number)
 
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, preempted):
             signal.signal(number, leave)  # train.py calls it once it has saved
         try:
             train.command(self.words)
@@ -438,15 +537,19 @@ def arrays(runs: list[Run]) -> list[list[Run]]:
 def job_name(runs: list[Run]) -> str:
     """What squeue shows."""
     name = runs[0].below if len(runs) == 1 else runs[0].below.parent
-    return str(name).replace("/", "_").strip(".") or "trm"
+    return re.sub(r"[^\w.+=-]", "_", str(name)).strip(".") or "trm"
 
 
-def submit(runs: list[Run], launch: Path) -> None:
-    """All runs as job arrays. Raises UserError where sbatch refuses one."""
+def submit(runs: list[Run], launch: Path) -> list[str]:
+    """All runs as job arrays. What went wrong with some of them, as sentences.
+
+    Raises UserError where nothing was submitted.
+    """
     # Under python -m, Job is __main__.Job here, which a job could not find.
     from submitit_launch import Job
 
     code, cwd = (launch / "code").resolve(), os.getcwd()
+    wrong, count = [], 0
     for array in arrays(runs):
         slurm = array[0].slurm
         # Job.checkpoint counts restarts better than submitit does.
@@ -459,12 +562,28 @@ def submit(runs: list[Run], launch: Path) -> None:
                 submitted = [executor.submit(job) for job in jobs]
         except (FailedJobError, FailedSubmissionError) as e:
             reason = str(e).strip().splitlines()[-1]
-            raise UserError(f"sbatch refused the array of {array[0].name}: {reason}") from None
+            wrong.append(f"sbatch refused the array of {array[0].name}: {reason}")
+            continue
+        number = submitted[0].job_id.split("_")[0]
+        print(f"submitted {len(array)} run(s) as job {number}: {names(array)}", flush=True)
+        count += len(array)
         for run, job in zip(array, submitted):
             where = {"job": job.job_id, "code": str(code), "log": str(job.paths.stdout)}
-            prepare(run, where)
-        number = submitted[0].job_id.split("_")[0]
-        print(f"submitted {len(array)} run(s) as job {number}", flush=True)
+            try:
+                prepare(run, where)
+            except (OSError, TrainingError) as e:
+                wrong.append(f"job {job.job_id} runs, but the next launch will not know it: {e}")
+    if not count:
+        raise UserError(wrong[0])
+    if count < len(runs):
+        wrong.append(f"submitted {count} of {len(runs)} run(s), the others not")
+    return wrong
+
+
+def names(runs: list[Run]) -> str:
+    """The first runs of an array by name."""
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return ", ".join(run.name for run in runs[:4]) + more
 
 
 def script(runs: list[Run], launch: Path) -> str:
@@ -473,7 +592,7 @@ def script(runs: list[Run], launch: Path) -> str:
 
     logs = launch.resolve() / "logs"
     return _make_sbatch_string(
-        command=f"{sys.executable} -u -m submitit.core._submit {logs}",
+        command=shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(logs)]),
         folder=logs,
         map_count=len(runs) if len(runs) > 1 else None,
         **parameters(runs[0].slurm, job_name(runs), (launch / "code").resolve()),
@@ -491,27 +610,14 @@ def dry_run(runs: list[Run], todo: list[Run], local: bool) -> None:
         f"with a copy of the code in {launch}/code:"
     )
     for run in todo:
-        print(f"python train.py {' '.join(run.words(launch))}")
+        print(f"python train.py {shlex.join(run.words(launch))}")
 
 
 # ---------------------------------------------------------------- on this machine
 
 
-def locked(folder: Path) -> bool:
-    """Whether a process that `Local` started still works in this folder.
-
-    It holds the lock until it is gone, however it goes.
-    """
-    with contextlib.suppress(OSError), open(folder / ".lock") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 class Local:
-    """Runs entries as processes, `slots` at a time, each with a GPU of its own if there are GPUs."""
+    """Runs entries as processes, `slots` at a time, each with a GPU of its own if there are any."""
 
     def __init__(self, runs: list[Run], launch: Path, slots: list[dict[str, str]]):
         self.waiting, self.launch, self.free = list(runs), launch, list(slots)
@@ -526,7 +632,10 @@ class Local:
                 self.free.append(slot)
                 note_end(run.folder, process.returncode)
         while self.free and self.waiting:
-            run, slot = self.waiting.pop(0), self.free.pop(0)
+            run = self.waiting.pop(0)
+            if holder_of(run.folder) or (run.folder / "summary.json").exists():
+                continue  # another launch was faster
+            slot = self.free.pop(0)
             self.processes.append((run, self.start(run, slot), slot))
 
     def start(self, run: Run, slot: dict[str, str]) -> subprocess.Popen:
@@ -537,16 +646,13 @@ class Local:
             log = log.with_stem(f"{log.stem}_")
         prepare(run, {"log": str(log)})
         command = [sys.executable, str(self.launch / "code" / "train.py"), *run.words(self.launch)]
-        with open(run.folder / ".lock", "w") as lock, open(log, "wb") as f:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return subprocess.Popen(
-                command,
-                env=os.environ | slot,
-                stdout=f,
-                stderr=f,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,
+        with open(log, "wb") as f:
+            process = subprocess.Popen(
+                command, env=os.environ | slot, stdout=f, stderr=f, start_new_session=True
             )
+        with contextlib.suppress(UserError, OSError):  # it will say the same itself
+            Lock(run.folder, process.pid).take()
+        return process
 
     def stop(self) -> None:
         """They finish their step, save and leave."""
@@ -755,9 +861,7 @@ def command(argv: list[str]) -> int:
         print(f"{state:9} {run.name} -> {run.folder}" + (f": {note}" if note else ""))
         if state == "failed":
             print_log(run, note, sys.stdout)
-    todo = [
-        run for run, (state, _) in zip(runs, states) if state != "finished" and state not in ALIVE
-    ]
+    todo = left_to_do(runs, states)
     missing = missing_data(todo)
     if args.dry_run:
         dry_run(runs, todo, args.local)
@@ -771,12 +875,34 @@ def command(argv: list[str]) -> int:
             "no sbatch here, so nothing was submitted: call this on a login node of the cluster, "
             "or run the entries here with --local"
         )
-    launch = snapshot(todo) if todo else None
+    launch, wrong = None, []
+    if todo:
+        with one_launch(Path(todo[0].cfg.out)):
+            todo = still_to_do(todo)
+            launch = snapshot(todo) if todo else None
+            if todo and not args.local:
+                wrong = submit(todo, launch)
+    for sentence in wrong:
+        print(f"error: {visible(sentence)}", file=sys.stderr)
     if args.local:
         run_here(todo, launch, slots)
-    elif todo:
-        submit(todo, launch)
-    return end(args, runs, todo, launch)
+    return end(args, runs, todo, launch) or int(bool(wrong))
+
+
+def left_to_do(runs: list[Run], states: list[tuple[str, str]]) -> list[Run]:
+    """The runs that are neither finished nor running nor queued."""
+    ends = ("finished", *ALIVE)
+    return [run for run, (state, _) in zip(runs, states) if state not in ends]
+
+
+def still_to_do(runs: list[Run]) -> list[Run]:
+    """Those that no other launch has taken since the first look, which took no lock."""
+    states = states_of(runs)
+    left = left_to_do(runs, states)
+    for run, (state, note) in zip(runs, states):
+        if run not in left:
+            print(f"{state:9} {run.name}: {note}, by another launch")
+    return left
 
 
 def end(args, runs: list[Run], todo: list[Run], launch: Path | None) -> int:
@@ -799,7 +925,7 @@ def end(args, runs: list[Run], todo: list[Run], launch: Path | None) -> int:
     if not args.local:
         logs = launch or Path(runs[0].cfg.out, ".launch")
         print(f"look      squeue --me; the same command again; logs: {logs}/")
-    print(f"analyse   python {program} {' '.join(folders)}")
+    print(f"analyse   python {program} {shlex.join(folders)}")
     return int(failed)
 
 
@@ -807,11 +933,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except (UserError, TrainingError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {visible(str(e))}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        where = visible(f"{e.filename} ({e.strerror or e})")
+        print(f"error: cannot read or write {where}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
 if __name__ == "__main__":
+    quiet_output()
     sys.exit(main())

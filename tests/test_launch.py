@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -179,6 +181,23 @@ def test_a_wrong_slurm_table_is_refused_by_train_and_launcher_in_one_sentence(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    "key", ["partition", "account", "qos", "constraint", "time", "memory", "setup", "options"]
+)
+def test_control_characters_in_the_slurm_table_are_refused(key, here, capsys):
+    import train
+
+    for text in ("a\nb", "a\rb", "a\x1bb", "a\x7fb"):
+        entry = tiny.entry(here)
+        with open(entry, "a") as file:
+            file.write(f"[slurm]\n{key} = {json.dumps(text)}\n".replace("\x7f", "\\u007f"))
+        for program in (train.main, launcher.main):
+            assert program([str(entry)]) == 2
+            out, err = lines_of(capsys)
+            assert out == [] and len(err) == 1
+            assert f"{entry} [slurm]: {key} = {text!r}, expected one line without" in err[0]
+
+
 def test_the_slurm_table_of_an_entry_is_nothing_to_the_run(here):
     import train
 
@@ -274,6 +293,66 @@ def test_what_cannot_be_launched_is_refused_in_one_sentence(words, sentence, her
     assert not Path("runs").exists()
 
 
+EVIL = "x\ntouch hacked #'\\\"$(touch hacked)"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\x7fb", EVIL, os.fsdecode(b"a\xff")])
+def test_a_name_that_could_be_a_line_of_a_script_is_refused(name, here, capsys):
+    tiny.entry(here, f"{name.replace('/', '_')}.toml")
+    for words in (["sweeps/small", "--dry-run"], ["sweeps/small", "--local"]):
+        assert launch(*words) == 2
+        out, err = lines_of(capsys)
+        assert out == [] and len(err) == 1 and err[0].isprintable()
+        assert err[0].startswith("error: ") and "without control characters" in err[0]
+    assert launch(tiny.entry(here, "good.toml"), "--dry-run", "--out", "a\nb") == 2
+    assert "without control characters" in lines_of(capsys)[1][0] and not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_what_is_shown_and_submitted_is_quoted_for_a_shell(here, capsys):
+    odd = 'it\'s $(touch hacked); \\ "a|b"'
+    tiny.entry(here, f"{odd}.toml")
+    assert launch("sweeps/small", "--dry-run", "--out", "my runs") == 0
+    out, _ = lines_of(capsys)
+    (shown,) = [line for line in out if line.startswith("python train.py ")]
+    words = ["python", "train.py", f"my runs/.launch/TIME/sweeps/small/{odd}.toml"]
+    assert shlex.split(shown) == [*words, "--seed=0", "--out=my runs"]
+    text = "\n".join(out).partition("#!/bin/bash")[2]
+    name = re.search("^#SBATCH --job-name=(.*)$", text, re.MULTILINE)[1]
+    assert re.fullmatch(r"[\w.-]+", name)
+    command = next(line for line in text.splitlines() if "submitit.core._submit" in line)
+    assert shlex.split(command)[-1] == f"{Path.cwd()}/my runs/.launch/TIME/logs"
+    assert launch("sweeps/small", "--local", "--out", "my runs", "--train.steps=2") == 0
+    out, _ = lines_of(capsys)
+    assert shlex.split(out[-1])[-1] == "my runs/small" and not list(Path().glob("hacked"))
+
+
+def test_the_script_of_a_dry_run_is_the_one_that_sbatch_gets(here, monkeypatch, capsys):
+    """A stand-in for sbatch keeps the script. The folder has a space and a quote in its name."""
+    monkeypatch.undo()
+    work = here.parent.parent / "it's here"
+    (work / "bin").mkdir(parents=True)
+    monkeypatch.chdir(work)
+    for name, lines in {
+        "sbatch": 'cp "${@: -1}" kept.sh; echo "Submitted batch job 42"',
+        "squeue": "true",
+        "srun": "true",
+    }.items():
+        (work / "bin" / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (work / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{work}/bin:{os.environ['PATH']}")
+    entry = tiny.entry(here, slurm={"partition": "a b", "options": "--comment='x y'"})
+    assert launch(entry) == 0
+    kept = Path("kept.sh").read_text()
+    lines_of(capsys)
+    Path("runs/small/tiny/seed0/job.json").unlink()
+    assert launch(entry, "--dry-run") == 0
+    (at,) = (path for path in Path("runs/.launch").iterdir() if path.is_dir())
+    shown = capsys.readouterr().out.replace("/TIME/", f"/{at.name}/")
+    assert kept in shown and "#SBATCH --partition='a b'" in kept
+    assert subprocess.run(["bash", "-n", "kept.sh"]).returncode == 0
+
+
 def test_a_folder_of_another_configuration_is_refused(here, capsys):
     tiny.run(Path("runs/small/tiny/seed0"))
     tiny.entry(here, train={"lr": 0.02})
@@ -355,6 +434,22 @@ def clone(tmp_path, monkeypatch):
     (root / "gone.py").unlink()
     monkeypatch.setattr(launcher, "ROOT", root)
     return root
+
+
+@pytest.mark.slow
+def test_the_folder_of_launches_is_private(here, monkeypatch, capsys):
+    os.umask(before := os.umask(0))
+    tiny.entry(here, train={"steps": 2})
+    assert launch("sweeps/small", "--local") == 0
+    folder = Path("runs/.launch")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # of an older version
+    assert launcher.make_private(Path("runs")).stat().st_mode & 0o777 == 0o700
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    with pytest.raises(UserError, match="runs/.launch belongs to another user, expected one of"):
+        launcher.make_private(Path("runs"))
+    os.umask(before)
 
 
 def planned(entry: Path, **overrides) -> list:
@@ -475,6 +570,92 @@ def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
     assert [
         line.split("/")[-1].split(".")[0] for line in out if line.startswith("python train.py")
     ] == ["another", "broke", "fresh", "halfway", "killed"]
+
+
+@pytest.mark.parametrize(
+    "log, reason",
+    [
+        ("run    runs/x\nmodel  TRM\ndata   maze\n", "killed"),
+        ("data   maze\nsrun: error: localhost: task 0: Killed\n", "killed"),
+        ("srun: error: localhost: task 0: Killed\n", "killed"),
+        ("data   maze\nsrun: error: n1: tasks 0-3: Out Of Memory\n", "killed: Out Of Memory"),
+        (
+            "data   maze\nsrun: error: n1: task 1: Segmentation fault\n",
+            "killed: Segmentation fault",
+        ),
+        ("submitit INFO (2026-01-01) - Loading pickle\n", "killed"),
+        ("encoder kind=standard\n\rx s0:  46%|####      | 3/6\n", "killed"),
+        ("data   maze\nRuntimeError: boom\n", "RuntimeError: boom"),
+        ("bash: line 7: module: command not found\n", "bash: line 7: module: command not found"),
+        ("data   maze\nerror: no \x1b[2J\n", r"no \x1b[2J"),
+        ("", "it left no log; cancelled before it began?"),
+    ],
+)
+def test_a_job_that_could_not_say_why_it_ended_was_killed(log, reason, here):
+    tiny.entry(here)
+    (run,) = launcher.plan_runs([here], "", {}, local=True)
+    launcher.prepare(run, {"job": "7", "code": "/there", "log": "the.log"})
+    Path("the.log").write_text(log)
+    assert launcher.state_of(run, {}) == ("failed", reason)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", '{"log": 5}', '{"job": {}}', "[" * 5000, "\xff"])
+def test_a_damaged_job_file_is_a_run_that_was_never_started(text, here):
+    tiny.entry(here)
+    (run,) = launcher.plan_runs([here], "", {}, local=True)
+    run.folder.mkdir(parents=True)
+    (run.folder / "job.json").write_text(text)
+    assert launcher.state_of(run, {}) == ("new", "")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"test": {"exact": "x"}}', "{" * 9])
+def test_a_damaged_summary_is_said_so(text, here):
+    tiny.entry(here)
+    (run,) = launcher.plan_runs([here], "", {}, local=True)
+    run.folder.mkdir(parents=True)
+    (run.folder / "summary.json").write_text(text)
+    state, note = launcher.state_of(run, {})
+    assert state == "finished" and "summary.json cannot be read" in note
+
+
+def test_a_run_that_another_launch_has_taken_meanwhile_is_left_to_it(here, monkeypatch, capsys):
+    """Between the first look, without a lock, and the second one."""
+    for name in "ab":
+        tiny.entry(here, f"{name}.toml")
+    runs_ = launcher.plan_runs([here], "", {}, local=True)
+    looks = [[("new", "")] * 2, [("queued", "job 7_0"), ("new", "")]]
+    monkeypatch.setattr(launcher, "states_of", lambda runs: looks.pop(0))
+    submitted = []
+    monkeypatch.setattr(launcher, "submit", lambda runs, launch: submitted.extend(runs) or [])
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    assert launch("sweeps/small") == 0
+    assert [run.name for run in submitted] == [runs_[1].name]
+    assert "queued    small/a s0: job 7_0, by another launch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_second_launch_waits_until_the_first_has_submitted(here, capfd):
+    tiny.entry(here, train={"steps": 2})
+    program = (
+        "import sys, time; from pathlib import Path; import submitit_launch as launcher\n"
+        "with launcher.one_launch(Path('runs')): print('locked', flush=True); sys.stdin.read()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(tiny.ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert first.stdout.readline() == b"locked\n"
+    begun, waited = time.monotonic(), []
+    until_it_ends = threading.Timer(2, lambda: waited.append(first.communicate()))
+    until_it_ends.start()
+    with launcher.one_launch(Path("runs")):
+        assert time.monotonic() - begun >= 1.9
+    until_it_ends.join()
+    assert first.returncode == 0
+    err = capfd.readouterr().err
+    assert err.count("waiting for another launch") == 1 and str(first.pid) in err
 
 
 def test_a_finished_sweep_submits_nothing(here, capsys):
@@ -775,3 +956,60 @@ def test_what_sbatch_refuses_is_told_in_one_sentence(cluster, capsys):
         and err[0].startswith("error: sbatch refused the array of refused s0: ")
         and "partition" in err[0]
     ), err
+
+
+@pytest.mark.slow
+def test_of_two_entries_the_one_that_sbatch_takes_is_submitted_and_the_exit_code_is_another(
+    cluster, capsys
+):
+    sweep = cluster / "sweeps" / "half"
+    sweep.mkdir(parents=True)
+    tiny.entry(sweep, "a.toml", train={"steps": 2})
+    tiny.entry(sweep, "b.toml", slurm={"partition": "nowhere"})
+    tiny.entry(sweep, "c.toml", train={"steps": 2}, slurm={"time": "1h"})
+    assert launch(sweep, "--slurm.cpus=1") == 1
+    out, err = lines_of(capsys)
+    assert [
+        line.split(": ")[-1] for line in out if line.startswith("submitted 1 run(s) as job")
+    ] == [
+        "half/a s0",
+        "half/c s0",
+    ]
+    assert err[0].startswith("error: sbatch refused the array of half/b s0: ")
+    assert err[1:] == ["error: submitted 2 of 3 run(s), the others not"]
+    jobs = [job_of(Path(f"runs/half/{name}/seed0")) for name in "ac"]
+    assert len(set(jobs)) == 2 and not Path("runs/half/b/seed0/job.json").exists()
+    until(lambda: not launcher.queue(), "the queue does not become empty")
+
+
+@pytest.mark.slow
+def test_two_launches_at_once_submit_each_run_once(cluster):
+    sweep = cluster / "sweeps" / "twice"
+    sweep.mkdir(parents=True)
+    for name in "abc":
+        tiny.entry(sweep, f"{name}.toml", train={"steps": 2})
+    words = [sys.executable, "-m", "submitit_launch", "sweeps/twice", "--slurm.time=1h"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    launches = [subprocess.Popen(words, **pipes) for _ in range(3)]
+    printed = [process.communicate(timeout=LONG) for process in launches]
+    assert [process.returncode for process in launches] == [0, 0, 0], printed
+    assert sum(out.count("submitted 3 run(s)") for out, _ in printed) == 1, printed
+    assert sum(out.count("submitted") for out, _ in printed) == 1, printed
+    until(lambda: not launcher.queue(), "the queue does not become empty")
+    for name in "abc":
+        assert log_of(Path(f"runs/twice/{name}/seed0")).count("done ") == 1
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_is_said_to_be(cluster):
+    sweep = cluster / "sweeps" / "kill"
+    sweep.mkdir(parents=True)
+    entry = tiny.entry(sweep, "victim.toml", **SLOW)
+    assert launch(entry, "--slurm.time=1h") == 0
+    folder = Path("runs/kill/victim/seed0")
+    wait_for_step(folder, 5)
+    os.kill(launcher.holder_of(folder).pid, signal.SIGKILL)
+    until(lambda: not launcher.queue(), "the queue does not become empty")
+    (run,) = launcher.plan_runs([entry], "", {}, local=False)
+    (found,) = launcher.states_of([run])
+    assert found == ("failed", "killed")
