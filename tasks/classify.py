@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from config import UserError
 from stats import percent
 from tasks.base import CUT, POOL, TEST, DataConfig, Dataset, RowsConfig, Split, Task, rng
-from tasks.features import additions, bayes, centres, generate_features, read_features
+from tasks.features import additions, bayes, centres, generate_features, products, read_features
 from tasks.files import digest
 
 
@@ -46,6 +47,8 @@ class FeaturesConfig(RowsConfig):
 class ModularConfig(DataConfig):
     task: str = "modular"  # the kind of problem
     modulus: int = 97  # p
+    # a + b, or a * b with b > 0, modulo p
+    operation: Literal["add", "multiply"] = "add"
     # share of the p * p sums to train on; the rest is halved into validation and test
     train_share: float = 0.5
     seed: int = 0  # of the split, not of training
@@ -238,20 +241,45 @@ class Features(Classify):
 
 class Modular(Classify):
     name = "modular"
-    title = "Modular addition"
+    title = "Modular arithmetic"
     Config = ModularConfig
 
+    def model_config(self) -> type:
+        from tasks.decoder import ModularModel
+
+        return ModularModel
+
+    def make_net(self, cfg, shape: dict, compute):
+        if not cfg.model.decoder:
+            return super().make_net(cfg, shape, compute)
+        from tasks.classifier import ClassShape
+        from tasks.decoder import Decoder
+
+        return Decoder(cfg.model, ClassShape.of(shape), compute)
+
+    def flop(self, cfg, net) -> float:
+        if not cfg.model.decoder:
+            return super().flop(cfg, net)
+        from tasks.decoder import flop
+
+        return flop(cfg.model, net.shape, cfg.train.batch_size)
+
     def all_rows(self, data, g) -> Rows:
-        inputs, labels = additions(data.modulus)
+        make = additions if data.operation == "add" else products
+        inputs, labels = make(data.modulus)
         train = round(data.train_share * len(inputs))
         test = (len(inputs) - train + 1) // 2
         left = len(inputs) - test
-        card = {"source": f"all {len(inputs)} sums modulo {data.modulus}"}
+        word = "sums" if data.operation == "add" else "products"
+        card = {"source": f"all {len(inputs)} {word} modulo {data.modulus}"}
         return Rows(inputs, labels, left, left - train, test, g.permutation(len(inputs)), card)
 
     def shape(self, cfg) -> dict:
         p = cfg.data.modulus
-        return {"seq_len": 3, "vocab_size": p + 1, "classes": p}
+        if cfg.data.operation == "add":
+            return {"seq_len": 3, "vocab_size": p + 1, "classes": p}
+        return {"seq_len": 4, "vocab_size": p + 2, "classes": p}
+
 
     def extra_columns(self, group, groups: list) -> dict:
         from tasks.grokking import columns

@@ -142,3 +142,13 @@ def additions(p: int) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.divmod(np.arange(p * p), p)
     equals = np.full(p * p, p)
     return np.stack([a, b, equals], 1), ((a + b) % p)[:, None]
+
+
+def products(p: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every product a * b modulo p with b > 0: (p * (p - 1), 4) tokens a, "*", b, "=".
+
+    "*" is p and "=" is p + 1, as in the published code of Grokfast. Labels (p * (p - 1), 1).
+    """
+    a, b = (side.ravel() for side in np.meshgrid(np.arange(p), np.arange(1, p), indexing="ij"))
+    times, equals = np.full(len(a), p), np.full(len(a), p + 1)
+    return np.stack([a, times, b, equals], 1), (a * b % p)[:, None]
