@@ -32,6 +32,7 @@ import numpy as np
 import plots
 import tasks
 from config import SHARED, Parser, UserError, flat_tables, flatten, quiet_output, read_toml
+from plots import write_csv, write_text
 from stats import (
     clean,
     excludes_zero,
@@ -46,8 +47,6 @@ from stats import (
     spikes,
     visible,
     wilson,
-    write_csv,
-    write_text,
 )
 
 CLOCKS = ("train", "train_cpu", "validation", "test")

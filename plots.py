@@ -1,10 +1,14 @@
-"""The plots of analyze.py. Each takes Groups (the seeds of one configuration) and returns a figure.
+"""The plots of analyze.py, and files that are whole or not there.
+
+A plot takes Groups (the seeds of one configuration) and returns a figure.
 
 Colours are Okabe and Ito's. Every entry has a marker or a dash of its own too, and every legend or
 axis says how many seeds and puzzles. They are drawn with matplotlib's own settings, whatever
 matplotlibrc or notebook the user works in; so whoever draws imports this file first.
 """
 
+import csv
+import io
 import os
 import sys
 import warnings
@@ -22,7 +26,7 @@ from matplotlib.text import Text  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from config import UserError  # noqa: E402
-from stats import visible, wilson, write_whole  # noqa: E402
+from stats import visible, wilson  # noqa: E402
 
 matplotlib.rcdefaults()
 warnings.filterwarnings("ignore", "Glyph .* missing")  # a name may have letters of any script
@@ -440,3 +444,40 @@ def keep_dollars(figure: Figure) -> None:
     for text in figure.findobj(Text):
         if "$" in text.get_text() and r"$\mathdefault" not in text.get_text():
             text.set_parse_math(False)
+
+
+def write_whole(path: Path, write) -> None:
+    """`write(file)` to a temporary name beside it, then rename: a reader never sees half of it.
+
+    Raises UserError where that is not possible.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({e.strerror or e})") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def no_formula(value):
+    """A cell of a CSV. A spreadsheet would compute a text that begins like a formula."""
+    begins = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if begins and value != "-" else value
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows, with every column that one of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: no_formula(value) for key, value in row.items()})
+    write_text(path, text.getvalue())

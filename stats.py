@@ -1,17 +1,11 @@
 """What may be said about a few seeds and some hundred puzzles. Only numpy.
 
-Intervals, paired differences, steadiness; how figures and names are written, and to which files.
+Intervals, paired differences, steadiness, and how figures and names are written.
 """
 
-import csv
-import io
 import math
-import os
-from pathlib import Path
 
 import numpy as np
-
-from config import UserError
 
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
 STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -158,43 +152,3 @@ def markdown(head: list[str], lines: list[list]) -> list[str]:
     rows = [head, ["---"] * len(head), *lines]
     text = [" | ".join(literal(str(cell)) for cell in cells) for cells in rows]
     return [f"| {row} |" for row in text] + [""]
-
-
-# ---------------------------------------------------------------- files
-
-
-def write_whole(path: Path, write) -> None:
-    """`write(file)` to a temporary name beside it, then rename: a reader never sees half of it.
-
-    Raises UserError where that is not possible.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({e.strerror or e})") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
-
-
-def no_formula(value):
-    """A cell of a CSV. A spreadsheet would compute a text that begins like a formula."""
-    begins = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{value}" if begins and value != "-" else value
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows, with every column that one of them has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: no_formula(value) for key, value in row.items()})
-    write_text(path, text.getvalue())

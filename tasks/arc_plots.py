@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from plots import GREY, height, legend, plain, seed_count, style
+from plots import GREY, height, legend, plain, save_png, seed_count, style
 from tasks.arc_rules import lines_of
 
 ARC_COLOURS = ["#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00",
@@ -43,7 +43,7 @@ def write(out: Path, runs: list) -> list[str]:
         figures[f"arc_grids_{name}"] = plot_grids(members[0].folder, side)
     made = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in made.items():
-        figure.savefig(out / f"{name}.png")
+        save_png(figure, out / f"{name}.png")
     return [f"{name}.png" for name in made]
 
 

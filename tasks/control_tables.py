@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from config import build
-from plots import COLOURS, GREY, plain, save, style
+from plots import COLOURS, GREY, plain, save, style, write_csv, write_text
 from stats import (
     excludes_zero,
     literal,
@@ -30,8 +30,6 @@ from stats import (
     paired,
     percent,
     student,
-    write_csv,
-    write_text,
 )
 from tasks.control import ControlConfig, to_optimum
 from tasks.control_report import (

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+import plots
 import stats
 from config import UserError
 
@@ -95,7 +96,10 @@ def test_pairing_cancels_what_both_find_hard():
 
 @pytest.mark.parametrize("seeds, luck", [(3, 0.0), (3, 0.5), (5, 0.3)])
 def test_the_interval_covers_the_truth_at_least_as_often_as_it_says(seeds, luck):
-    """Two nets that are equally good in the mean; `luck` is the spread of a seed in logits. 300 of 300 expected at best, 285 at least, less chance."""
+    """Two nets are equally good in the mean. `luck` is the spread of a seed, in logits.
+
+    300 of 300 are expected at best, 285 at least, less chance.
+    """
     g, covered = np.random.default_rng(seeds), 0
     for _ in range(300):
         hardness, (a, b) = g.normal(1.5, 1.5, 200), g.normal(0, luck, (2, seeds, 1))
@@ -164,7 +168,7 @@ def test_a_table_shows_names_to_the_letter():
 
 def test_a_spreadsheet_finds_no_formula_in_a_csv(tmp_path):
     texts = ["=1+1", "+1", "-x", "@x", "\tx", "-", "x=1", -0.5, None]
-    stats.write_csv(tmp_path / "t.csv", [{"a": text} for text in texts] + [{"b": 1}])
+    plots.write_csv(tmp_path / "t.csv", [{"a": text} for text in texts] + [{"b": 1}])
     with open(tmp_path / "t.csv", newline="") as file:
         rows = [row["a"] for row in csv.DictReader(file)]
     assert rows == ["'=1+1", "'+1", "'-x", "'@x", "'\tx", "-", "x=1", "-0.5", "", ""]
@@ -172,14 +176,14 @@ def test_a_spreadsheet_finds_no_formula_in_a_csv(tmp_path):
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
     path = tmp_path / "table.md"
-    stats.write_text(path, "old\n")
+    plots.write_text(path, "old\n")
 
     def half(file):
         file.write(b"ne")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"cannot write .*table.md \(No space left on device\)"):
-        stats.write_whole(path, half)
+        plots.write_whole(path, half)
     assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]
 
 
