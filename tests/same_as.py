@@ -1,9 +1,14 @@
-"""Does this code compute what another copy of it computed, to the bit? `python tests/same_as.py OTHER [--work FOLDER] [name ...]`
+"""Does this code compute what another copy of it computed, to the bit?
 
-A tool for refactorings, not a test. OTHER is a folder with an older commit: git worktree add /tmp/old COMMIT.
+    python tests/same_as.py OTHER [--work FOLDER] [name ...]
+
+A tool for refactorings, not a test. OTHER is a folder with an older commit, made with
+git worktree add /tmp/old COMMIT.
 Each case below is an entry, made small, that trains for 12 steps with validations in both copies.
-Compared are metrics.jsonl without the seconds, the test figures of summary.json and the tensors of best.pt.
-Runs of OTHER are kept in the work folder and used again. Cases in EXPECTED were changed on purpose since.
+Compared are metrics.jsonl without the seconds, the test figures of summary.json
+and the tensors of best.pt.
+Runs of OTHER are kept in the work folder and used again.
+Cases in EXPECTED were changed on purpose since.
 Exit codes: 0 all the others are identical, 1 something else differs.
 """
 
@@ -18,12 +23,24 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = "--train.dtype=float32 --train.compile=off --train.threads=1 --train.device=cpu --train.steps=12 --train.eval_every=6 --train.log_every=3"
+COMMON = (
+    "--train.dtype=float32 --train.compile=off --train.threads=1 --train.device=cpu"
+    " --train.steps=12 --train.eval_every=6 --train.log_every=3"
+)
 SMALL = "--model.dim=32 --model.heads=4 --model.multiple=8 --train.batch_size=8 --train.warmup=4"
-MAZE = f"{SMALL} --data.generate=true --data.size=7 --data.train_rows=80 --data.test_rows=24 --model.T=2 --model.n=2 --model.n_sup=3"
-SUDOKU = f"{SMALL} --data.generate=true --data.size=4 --data.train_rows=80 --data.val_rows=20 --data.test_rows=24 --model.T=2 --model.n=2 --model.n_sup=3"
-ARC = (f"{SMALL} --arc.train= --arc.test= --arc.side=5 --arc.grid=4 --arc.colours=5 --arc.train_tasks=8 --arc.val_tasks=3 --arc.test_tasks=3"
-       " --model.T=2 --model.n=1 --model.n_sup=3")  # fmt: skip
+MAZE = (
+    f"{SMALL} --data.generate=true --data.size=7 --data.train_rows=80 --data.test_rows=24"
+    " --model.T=2 --model.n=2 --model.n_sup=3"
+)
+SUDOKU = (
+    f"{SMALL} --data.generate=true --data.size=4 --data.train_rows=80 --data.val_rows=20"
+    " --data.test_rows=24 --model.T=2 --model.n=2 --model.n_sup=3"
+)
+ARC = (
+    f"{SMALL} --arc.train= --arc.test= --arc.side=5 --arc.grid=4 --arc.colours=5"
+    " --arc.train_tasks=8 --arc.val_tasks=3 --arc.test_tasks=3"
+    " --model.T=2 --model.n=1 --model.n_sup=3"
+)
 READER = f"{ARC} --encoder.heads=4 --encoder.multiple=8"
 ROWS = "--data.train_rows=60 --data.val_rows=20 --data.test_rows=20 --train.batch_size=16"
 CASES = {  # name -> entry below sweeps/ and the options that make it small
@@ -141,7 +158,8 @@ def train(code: Path, work: Path, name: str) -> Path:
         )
         if done.returncode:
             raise SystemExit(
-                f"{code}: {name} ended with {done.returncode}\n{' '.join(words)}\n{done.stderr[-1500:]}"
+                f"{code}: {name} ended with {done.returncode}\n"
+                f"{' '.join(words)}\n{done.stderr[-1500:]}"
             )
         found = next((work / ".runs" / name).rglob("summary.json")).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +263,9 @@ def main() -> int:
     if not args.only_other:
         count = len(args.names or CASES)
         same_count = count - bad - on_purpose
-        print(f"{same_count} of {count} identical, {on_purpose} changed on purpose, {bad} different")
+        print(
+            f"{same_count} of {count} identical, {on_purpose} changed on purpose, {bad} different"
+        )
     return int(bad > 0)
 
 

@@ -1,4 +1,7 @@
-"""Run folders to tables and plots: what is averaged, what is listed by name, what one seed's interval is."""
+"""Run folders to tables and plots.
+
+What is averaged, what is listed by name, what the interval of one seed is.
+"""
 
 import csv
 import dataclasses
@@ -38,7 +41,11 @@ def fake(
     train=None,
     flop=None,
 ):
-    """A run folder as train.py leaves it. solved: the verdict on each test puzzle, for test.npz; val: the validations, all in the last third."""
+    """A run folder as train.py leaves it.
+
+    solved: the verdict on each test puzzle, for test.npz.
+    val: the validations, all in the last third.
+    """
     folder.mkdir(parents=True)
     cfg = tiny.config(
         seed, data={"task": task}, model=model or {}, train={"steps": steps, **(train or {})}
@@ -109,7 +116,10 @@ def fake(
 
 
 def run(tmp_path, *words, draw=False):
-    """analyze.py on tmp_path/runs, by default without plots: the contents of table.json and table.md."""
+    """analyze.py on tmp_path/runs, by default without plots.
+
+    Returns the contents of table.json and table.md.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if not draw:
             patch.setattr(analyze.plots, "write", lambda out, groups: [])
@@ -307,7 +317,10 @@ def test_analyze_needs_no_torch():
 
 
 def sweep(tmp_path, *entries, seeds=3, n=400, **common):
-    """runs/sweep/<name>/seed<k>: in every seed the first `share` of the puzzles is solved, one more or less by seed."""
+    """Writes runs/sweep/<name>/seed<k> for every entry.
+
+    In every seed the first `share` of the puzzles is solved, one more or less by seed.
+    """
     for name, share, keys in entries:
         for seed in range(seeds):
             fake(
@@ -409,7 +422,8 @@ def test_a_baseline_can_be_named_and_must_exist(tmp_path, capsys):
         analyze.main([str(tmp_path / "runs"), "--out", str(tmp_path / "r"), "--baseline=smal"]) == 2
     )
     assert capsys.readouterr().err == (
-        "error: command line: --baseline = 'smal', expected an entry with a finished run; there are large, small\n"
+        "error: command line: --baseline = 'smal', expected an entry with a finished run; "
+        "there are large, small\n"
     )
 
 
@@ -482,15 +496,24 @@ def test_runs_that_failed_or_never_started_or_appear_twice_are_named(tmp_path):
     [
         (
             '{"step": 101, "split": "train", "loss": NaN}\n',
-            "metrics.jsonl has 1 train line(s) whose loss is not finite, the first at step 101, left out",
+            (
+                "metrics.jsonl has 1 train line(s) whose loss is not finite, "
+                "the first at step 101, left out"
+            ),
         ),
         (
             '{"step": 101, "split": "val", "exact": NaN}\n',
-            "metrics.jsonl has 1 val line(s) whose exact is not finite, the first at step 101, left out",
+            (
+                "metrics.jsonl has 1 val line(s) whose exact is not finite, "
+                "the first at step 101, left out"
+            ),
         ),
         (
             '{"step": 101, "split": "val", "exact": "high"}\n',
-            "metrics.jsonl has 1 val line(s) whose exact is not finite, the first at step 101, left out",
+            (
+                "metrics.jsonl has 1 val line(s) whose exact is not finite, "
+                "the first at step 101, left out"
+            ),
         ),
         ('{"step": 101, "spl', "metrics.jsonl has 1 damaged line(s), left out"),
         ("17\n[]\n{}\n", "metrics.jsonl has 3 damaged line(s), left out"),
@@ -656,7 +679,10 @@ def test_comparisons_are_drawn(tmp_path):
 
 
 def grok(folder, seed, train_at, val_at, every=100, steps=1000):
-    """A run of modular addition whose training and validation accuracy jump to 1 at these steps (0: never)."""
+    """A run of modular addition.
+
+    Its training and validation accuracy jump to 1 at these steps (0: never).
+    """
     fake(folder, task="modular", steps=steps, seed=seed)
     lines = [
         {
@@ -708,15 +734,14 @@ def test_a_run_that_never_generalises_is_said_so_and_averaged_nowhere(tmp_path):
     grok(tmp_path / "runs/g/other/seed5", 5, 300, 700)
     table, text = run(tmp_path)
     row = rows(table)["highpass"]
-    assert (
-        row["reach_val_seed0"] == "not reached within 1000"
-        and row["reach_val_seed1"] == 700
-        and row["reach_ratio"] is None
+    assert row["reach_val_seed0"] == "not reached within 1000"
+    assert row["reach_val_seed1"] == 700
+    assert row["reach_ratio"] is None
+    line = (
+        "| highpass | 300, not reached within 1000 | 300, 700 | -, - | - "
+        "| no ratio: never reached by 1 of 2 seeds, in the reference by 0 |"
     )
-    assert (
-        "| highpass | 300, not reached within 1000 | 300, 700 | -, - | - | no ratio: never reached by 1 of 2 seeds, in the reference by 0 |"
-        in text
-    )
+    assert line in text
     assert rows(table)["other"]["reach_verdict"] == "no seed in common"
     fake(tmp_path / "runs/maze/seed0")
     assert "reach_verdict" not in rows(run(tmp_path)[0])["maze"]
@@ -745,15 +770,18 @@ def test_classes_have_a_table_of_their_own(tmp_path):
         json.dumps(summary | {"best_step": 75, "baseline": {"exact": 0.125, "cells": 0.125}})
     )
     _, text = run(tmp_path)
-    assert (
-        "| x | 80.0 (76.3-83.2) | 90.0 (87.1-92.3) | 87.6 | 12.5 (always the most frequent class) | 75 | 1 x 512 |"
-        in text
-        and "valid %" not in text
+    line = (
+        "| x | 80.0 (76.3-83.2) | 90.0 (87.1-92.3) | 87.6 "
+        "| 12.5 (always the most frequent class) | 75 | 1 x 512 |"
     )
+    assert line in text
+    assert "valid %" not in text
     assert "| ten trees; ? / ? / ? train / val / test |" in text
     fake(tmp_path / "runs/maze/seed0")
     _, text = run(tmp_path)
-    assert "| maze | 90.0" in text and "valid %" in text and "87.6" in text
+    assert "| maze | 90.0" in text
+    assert "valid %" in text
+    assert "87.6" in text
 
 
 def test_grokking_is_drawn(tmp_path):
@@ -858,7 +886,7 @@ def test_made_up_runs_of_the_benchmark_are_read_whole(tmp_path):
     )
 
 
-# ---------------------------------------------------------------- damaged folders, odd names, settings
+# ------------------------------------------------------------ damaged folders, odd names, settings
 
 
 def change(folder, **figures):

@@ -1,4 +1,8 @@
-"""bench.py: its arithmetic is the papers', its reference computes what we compute, its table and JSON say what was measured."""
+"""bench.py: arithmetic, reference and results.
+
+Its arithmetic is that of the papers. Its reference computes what we compute.
+Its table and JSON say what was measured.
+"""
 
 import json
 
@@ -52,7 +56,7 @@ def test_the_textbook_step_has_our_loss_and_our_gradients(model):
             book.w[name].grad,
             rtol=1e-3,
             atol=1e-4 * p.grad.abs().max().item(),
-            msg=lambda m: f"{name}: {m}",
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
@@ -81,9 +85,7 @@ def test_rms_norm_and_its_gradient_are_those_of_torch(dtype):
     ],
 )
 def test_flop_of_known_nets(name, model, shape, batch, tera):
-    assert net_flop(ModelConfig(**model), shape, batch) / 1e12 == pytest.approx(
-        tera, rel=1e-3
-    )
+    assert net_flop(ModelConfig(**model), shape, batch) / 1e12 == pytest.approx(tera, rel=1e-3)
 
 
 def test_flop_follow_the_recursion():

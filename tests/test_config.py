@@ -1,4 +1,7 @@
-"""From TOML and the command line to a Config: layers, every error sentence, --help, the round trip, every entry in sweeps/."""
+"""From TOML and the command line to a Config.
+
+Layers, every error sentence, --help, the round trip, every entry in sweeps/.
+"""
 
 import dataclasses
 import math
@@ -28,12 +31,17 @@ def write(path: Path, text: str) -> Path:
 
 
 def refused(capsys, out: Path, *words) -> str:
-    """The sentence of a command that must end with exit code 2, one line on stderr, nothing on stdout and no run folder."""
+    """The sentence of a command that must be refused.
+
+    That is: exit code 2, one line on stderr, nothing on stdout and no run folder.
+    """
     assert main([*map(str, words), f"--out={out}"]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and not out.exists()
+    assert captured.out == ""
+    assert not out.exists()
     lines = captured.err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: "), captured.err
     return lines[0].removeprefix("error: ")
 
 
@@ -58,7 +66,9 @@ def out(tmp_path) -> Path:
 def test_the_command_line_overrides_the_entry_which_overrides_its_base(tmp_path):
     write(
         tmp_path / "a" / "base.toml",
-        'hypothesis = "of the base"\nseed = 3\n[model]\ndim = 32\nheads = 2\nn = 5\n[train]\nlr = 1\n',
+        'hypothesis = "of the base"\nseed = 3\n'
+        "[model]\ndim = 32\nheads = 2\nn = 5\n"
+        "[train]\nlr = 1\n",
     )
     entry = write(
         tmp_path / "a" / "b" / "entry.toml",
@@ -66,9 +76,8 @@ def test_the_command_line_overrides_the_entry_which_overrides_its_base(tmp_path)
     )
     cfg = load_config(Config, entry, {"model": {"n": 1}, "seed": 8})
     assert (cfg.model.dim, cfg.model.heads, cfg.model.n, cfg.model.T) == (32, 4, 1, ModelConfig().T)
-    assert (cfg.train.lr, cfg.train.steps, cfg.seed) == (1.0, 9, 8) and isinstance(
-        cfg.train.lr, float
-    )
+    assert (cfg.train.lr, cfg.train.steps, cfg.seed) == (1.0, 9, 8)
+    assert isinstance(cfg.train.lr, float)
     assert cfg.hypothesis == "", "a hypothesis belongs to one entry"
 
 
@@ -164,7 +173,10 @@ def test_numbers_may_lack_the_digit_that_toml_demands(tmp_path):
         ("sede = 3", r"{e}: unknown key 'sede', did you mean 'seed'\?"),
         (
             "qqqq = 3",
-            r"{e}: unknown key 'qqqq'; known are hypothesis, expected, seed, out, model, data, train",
+            (
+                r"{e}: unknown key 'qqqq'; "
+                r"known are hypothesis, expected, seed, out, model, data, train"
+            ),
         ),
         ("model = 3", r"{e}: model = 3, expected a table \[model\]"),
         (
@@ -190,11 +202,17 @@ def test_numbers_may_lack_the_digit_that_toml_demands(tmp_path):
         ("[train]\nwandb = 3", r"{e} \[train\]: wandb = 3, expected a string \(default ''\)"),
         (
             "[model]\nmixer = 'atention'",
-            r"{e} \[model\]: mixer = 'atention', expected one of 'attention', 'mlp', .* \(default 'attention'\), did you mean 'attention'\?",
+            (
+                r"{e} \[model\]: mixer = 'atention', expected one of 'attention', 'mlp', .* "
+                r"\(default 'attention'\), did you mean 'attention'\?"
+            ),
         ),
         (
             "[model]\nmixer = 7",
-            r"{e} \[model\]: mixer = 7, expected one of 'attention', 'mlp', .* \(default 'attention'\)",
+            (
+                r"{e} \[model\]: mixer = 7, expected one of 'attention', 'mlp', .* "
+                r"\(default 'attention'\)"
+            ),
         ),
         (
             "[model]\nmixer = ['mlp']",
@@ -224,7 +242,10 @@ def test_numbers_may_lack_the_digit_that_toml_demands(tmp_path):
         ),
         (
             "[train]\neval_steps = 4\neval_average = 5",
-            r"{e} \[train\]: eval_average = 5, expected at most the 4 supervision steps of an evaluation",
+            (
+                r"{e} \[train\]: eval_average = 5, "
+                r"expected at most the 4 supervision steps of an evaluation"
+            ),
         ),
         (
             "[data]\ntask = 'modular'\n[train]\neval_average = 2",
@@ -272,7 +293,10 @@ def test_a_wrong_entry_is_refused_in_one_sentence(text, sentence, tmp_path, out,
         ),
         (
             ["--model.loss=softmx"],
-            "command line [model]: loss = 'softmx', expected one of 'stablemax', 'softmax' (default 'stablemax'), did you mean 'softmax'?",
+            (
+                "command line [model]: loss = 'softmx', expected one of 'stablemax', 'softmax' "
+                "(default 'stablemax'), did you mean 'softmax'?"
+            ),
         ),
         (["--train.beta1=1"], "command line [train]: beta1 = 1.0, expected 0 or more, below 1"),
         (["--seed=-1"], "command line: seed = -1, expected 0 or more"),

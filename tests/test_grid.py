@@ -34,8 +34,8 @@ def config(tmp_path, length: int = 9, model: dict = MODEL, **keys):
         "train_path": write(tmp_path / "train.csv", 60, length),
         "test_path": write(tmp_path / "test.csv", 20, length, seed=1),
     }
-    table = {"task": "grid", "size": "", "train_rows": 0, "val_rows": 10, "test_rows": 0} | paths | keys
-    return tiny.config(data=table, model=model)
+    table = {"task": "grid", "size": "", "train_rows": 0, "val_rows": 10, "test_rows": 0}
+    return tiny.config(data=table | paths | keys, model=model)
 
 
 # ---------------------------------------------------------------- data

@@ -1,4 +1,7 @@
-"""The shape of the repository: who knows what, who imports what, one rule book, files that can be copied."""
+"""The shape of the repository.
+
+Who knows what, who imports what, one rule book, files that can be copied.
+"""
 
 import ast
 import dataclasses
@@ -23,9 +26,30 @@ from train import Config, TrainConfig
 
 ROOT = tiny.ROOT
 # These know no task: neither by its name nor by what only one task has.
-GENERIC = ["train", "data", "evaluate", "analyze", "plots", "solve", "submitit_launch", "bench", "model"]
-LIBRARIES = {"tasks", "tasks.base", "tasks.files", "tasks.puzzles"}  # of tasks/, that they may import
-STAND_INS = {"per_digit", "classes", "plant", "Conditioned", "Planner", "encoder", "arc", "modulus", "plan"}
+GENERIC = [
+    "train",
+    "data",
+    "evaluate",
+    "analyze",
+    "plots",
+    "solve",
+    "submitit_launch",
+    "bench",
+    "model",
+]
+# What they may import of tasks/.
+LIBRARIES = {"tasks", "tasks.base", "tasks.files", "tasks.puzzles"}
+STAND_INS = {
+    "per_digit",
+    "classes",
+    "plant",
+    "Conditioned",
+    "Planner",
+    "encoder",
+    "arc",
+    "modulus",
+    "plan",
+}
 
 
 def tree_of(name: str) -> ast.Module:
@@ -109,7 +133,9 @@ def test_training_a_maze_loads_nothing_of_other_tasks(tmp_path):
     assert of_tasks == own and "encoders" not in loaded
 
 
-NO_TORCH = "import sys; sys.modules['torch'] = None; import analyze; sys.exit(analyze.main(sys.argv[1:]))"
+NO_TORCH = (
+    "import sys; sys.modules['torch'] = None; import analyze; sys.exit(analyze.main(sys.argv[1:]))"
+)
 
 
 def test_analyze_works_without_torch(tmp_path):
@@ -168,7 +194,7 @@ WRONG = [
 
 @pytest.fixture
 def verdicts(monkeypatch, capsys, tmp_path):
-    """entry, words -> (exit code, sentence) of train.py and of the launcher, nothing being trained."""
+    """entry, words -> (exit code, sentence) of train.py and of the launcher. Nothing is trained."""
     monkeypatch.setattr(train, "train", lambda *args: {})
 
     def both(entry: Path, *words: str) -> list[tuple[int, str]]:
@@ -223,7 +249,7 @@ def test_an_optimizer_that_nobody_makes_fails_before_training():
 
 # ---------------------------------------------------------------- files that can be copied
 
-SCRIPT = '''
+SCRIPT = """
 import torch
 from model import TRM, ModelConfig, Shape
 
@@ -244,11 +270,13 @@ for step in range(60):
     losses.append(float(sums["answer_loss"]) / 16)
 print(losses[0], losses[-1])
 assert losses[-1] < 0.9 * losses[0]
-'''
+"""
 
 COPIES = {  # what the README offers -> a script that uses it alone
     ("layers.py", "model.py"): SCRIPT,
-    ("config.py", "tasks/puzzles.py"): "from tasks.puzzles import solve_maze; assert solve_maze('S #  # G ')",
+    ("config.py", "tasks/puzzles.py"): (
+        "from tasks.puzzles import solve_maze; assert solve_maze('S #  # G ')"
+    ),
     ("optim.py",): "from optim import AdamAtan2, GrokFast, Muon",
     ("config.py",): "from config import load_config",
     ("config.py", "runs.py"): (
@@ -274,8 +302,10 @@ def test_files_work_in_an_empty_folder(names, tmp_path):
 def test_the_readme_offers_these_copies():
     text = (ROOT / "README.md").read_text()
     section = text[text.index("## Take what you need") :].split("\n## ")[0]
+    lines = section.splitlines()
     for names in COPIES:
-        assert any(all(f"`{name}`" in line for name in names) for line in section.splitlines()), names
+        quoted = [f"`{name}`" for name in names]
+        assert any(all(name in line for name in quoted) for line in lines), names
 
 
 # ---------------------------------------------------------------- older folders

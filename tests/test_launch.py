@@ -1,4 +1,8 @@
-"""The launcher: what it refuses, what it would submit, copies of the code, what is still to do, runs here, and runs on a real SLURM."""
+"""The launcher.
+
+What it refuses, what it would submit, copies of the code, what is still to do, runs here,
+and runs on a real SLURM.
+"""
 
 import json
 import os
@@ -156,7 +160,10 @@ def test_defaults_ask_for_one_process_that_may_come_back():
         ),
         (
             '[slurm]\ntime = "2m"',
-            r"{e} \[slurm\] \(default\): signal_delay = 120, expected fewer seconds than time = '2m' has, .*",
+            (
+                r"{e} \[slurm\] \(default\): signal_delay = 120, "
+                r"expected fewer seconds than time = '2m' has, .*"
+            ),
         ),
         ("slurm = 3", r"{e}: slurm = 3, expected a table \[slurm\]"),
     ],
@@ -209,7 +216,7 @@ def test_the_slurm_table_of_an_entry_is_nothing_to_the_run(here):
     assert "[slurm]" not in Path("runs/small/tiny/seed0/config.toml").read_text()
 
 
-# ---------------------------------------------------------------- all is checked before anything is submitted
+# ------------------------------------------------------ all is checked before anything is submitted
 
 
 def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
@@ -221,7 +228,8 @@ def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
         assert lines_of(capsys) == (
             [],
             [
-                "error: sweeps/small/e6.toml [model]: unknown key 'expansoin', did you mean 'expansion'?"
+                "error: sweeps/small/e6.toml [model]: unknown key 'expansoin', "
+                "did you mean 'expansion'?"
             ],
         )
     assert not Path("runs").exists()
@@ -232,7 +240,10 @@ def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
     [
         (
             [],
-            r"command line: no entry, expected .toml files or folders of them, like sweeps/ablation/",
+            (
+                r"command line: no entry, "
+                r"expected .toml files or folders of them, like sweeps/ablation/"
+            ),
         ),
         (
             ["sweeps/nothing.toml"],
@@ -245,7 +256,10 @@ def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
         ),
         (
             ["sweeps/small", "--seeds=0,0"],
-            r"sweeps/small/tiny.toml and sweeps/small/tiny.toml both belong in runs/small/tiny/seed0; .*",
+            (
+                r"sweeps/small/tiny.toml and sweeps/small/tiny.toml "
+                r"both belong in runs/small/tiny/seed0; .*"
+            ),
         ),
         (
             ["sweeps/small", "--seed=1"],
@@ -265,7 +279,10 @@ def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
         ),
         (
             ["sweeps/small", "--jobs=2"],
-            r"command line: --jobs=2, expected --local beside it; on SLURM it is --slurm.max_parallel",
+            (
+                r"command line: --jobs=2, expected --local beside it; "
+                r"on SLURM it is --slurm.max_parallel"
+            ),
         ),
         (
             ["sweeps/small", "--slurm.tasks=3"],
@@ -277,7 +294,10 @@ def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
         ),
         (
             ["sweeps/small", "--data.generate=false"],
-            r"sweeps/small/tiny.toml: data.train_path is empty and data.generate = false, expected a file; .*",
+            (
+                r"sweeps/small/tiny.toml: data.train_path is empty and data.generate = false, "
+                r"expected a file; .*"
+            ),
         ),
         (
             ["sweeps/small"],
@@ -403,7 +423,8 @@ def test_a_dry_run_says_when_data_are_missing(here, capsys):
     tiny.entry(here, data={"test_path": "data/none.csv"})
     assert launch("sweeps/small", "--dry-run") == 0
     assert lines_of(capsys)[0][-1].startswith(
-        "but not yet: sweeps/small/tiny.toml: data.test_path = 'data/none.csv', but there is no such file;"
+        "but not yet: sweeps/small/tiny.toml: data.test_path = 'data/none.csv', "
+        "but there is no such file;"
     )
 
 
@@ -412,7 +433,10 @@ def test_a_dry_run_says_when_data_are_missing(here, capsys):
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A small git repository that takes the place of ours: one file changed, one new, one ignored, one deleted."""
+    """A small git repository that takes the place of ours.
+
+    One file is changed, one new, one ignored, one deleted.
+    """
     root = tmp_path / "clone"
     (root / "results").mkdir(parents=True)
     for name, text in {
@@ -513,10 +537,12 @@ def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
     for k, name in enumerate(("computes", "waits", "broke", "killed", "halfway", "another")):
         launcher.prepare(plans[name], {"job": f"7_{k}", "code": "/there", "log": f"{name}.log"})
     Path("broke.log").write_text(
-        "Traceback (most recent call last):\nRuntimeError: boom\nsrun: error: node: task 0: Exited with exit code 1\n"
+        "Traceback (most recent call last):\nRuntimeError: boom\n"
+        "srun: error: node: task 0: Exited with exit code 1\n"
     )
     Path("killed.log").write_text(
-        "data  maze\n\rtiny s0:  46%|####      | 3/6\nslurmstepd: error: Detected 1 oom-kill event(s)\n"
+        "data  maze\n\rtiny s0:  46%|####      | 3/6\n"
+        "slurmstepd: error: Detected 1 oom-kill event(s)\n"
     )
     Path("halfway.log").write_text(
         "stopped by SIGTERM after step 3; runs/x/ckpt.pt is complete, the same command continues\n"
@@ -677,7 +703,8 @@ def test_a_queue_that_does_not_answer_is_an_error_not_an_empty_queue(monkeypatch
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(
         UserError,
-        match="squeue failed, so nobody knows which runs are queued: squeue: error: Unable to contact",
+        match="squeue failed, so nobody knows which runs are queued: "
+        "squeue: error: Unable to contact",
     ):
         launcher.queue()
 
@@ -834,8 +861,10 @@ def until(what, message: str):
 
 @pytest.fixture(scope="module")
 def fates(cluster):
-    """Five runs side by side: one gets the preemption signal half-way, one a SIGTERM, one is cancelled, one crashes, one is let alone;
-    and one of two ranks. The entries are spoilt as soon as they are submitted.
+    """Five runs side by side, and one of two ranks.
+
+    One gets the preemption signal half-way, one a SIGTERM, one is cancelled, one crashes,
+    one is let alone. The entries are spoilt as soon as they are submitted.
     """
     sweep = cluster / "sweeps" / "fates"
     sweep.mkdir(parents=True)
@@ -907,7 +936,8 @@ def test_a_crash_stops_no_other_run_and_is_shown_with_its_reason_by_the_next_lau
     assert launch(sweep / "crash.toml", sweep / "cancelled.toml", "--dry-run") == 0
     out, _ = lines_of(capsys)
     assert re.fullmatch(
-        r"failed    fates/crash s0 -> \S+: runs/fates/crash/seed0: loss or gradient is not finite from step \d+ on .*",
+        r"failed    fates/crash s0 -> \S+: runs/fates/crash/seed0: "
+        r"loss or gradient is not finite from step \d+ on .*",
         out[0],
     ), out
     assert any(line.startswith("stopped   fates/cancelled s0 -> ") for line in out)

@@ -1,4 +1,7 @@
-"""run_all.sh with a stand-in for Python: what it calls, how it reports failures, what it exits with."""
+"""run_all.sh with a stand-in for Python.
+
+What it calls, how it reports failures, what it exits with.
+"""
 
 import os
 import shutil
@@ -44,7 +47,8 @@ def bash(clone, *words, **variables):
 
 
 ENTRIES = ["sudoku_9x9", "maze_random", "maze_perfect", "sudoku_6x6"]
-TRAIN = f"-m submitit_launch {' '.join(f'sweeps/laptop/{e}.toml' for e in ENTRIES)} --local --jobs 2"
+FILES = " ".join(f"sweeps/laptop/{entry}.toml" for entry in ENTRIES)
+TRAIN = f"-m submitit_launch {FILES} --local --jobs 2"
 
 
 def test_trains_the_four_laptop_entries_then_writes_tables_and_picture(clone):

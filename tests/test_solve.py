@@ -1,4 +1,7 @@
-"""solve.py: the net's answers, the verdict on them, puzzles in and pictures out, and what bad input is told."""
+"""solve.py: what the net answers and what bad input is told.
+
+The answers, the verdict on them, puzzles in and pictures out.
+"""
 
 import io
 import os
@@ -27,7 +30,11 @@ SUDOKU, SOLVED = "12.. ..12 .1.. 4..1".replace(" ", ""), "1234341221434321"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Tiny trained nets: for mazes of any size, for 5x5 mazes only (two reasons), with random first states, for 4x4 Sudoku."""
+    """Tiny trained nets.
+
+    For mazes of any size, for 5x5 mazes only (two reasons), with random first states,
+    for 4x4 Sudoku.
+    """
     root, maze = tmp_path_factory.mktemp("runs"), {"task": "maze", "size": 5, "walls": "perfect"}
     tiny.run(root / "maze", data=maze, model={"mixer": "conv"})
     tiny.run(root / "mlp", data=maze, model={"mixer": "mlp"})
@@ -294,7 +301,10 @@ def test_hero_picture_needs_a_finished_run_and_writes_nothing_else(runs, tmp_pat
         (["maze", ""], "the puzzle is empty"),
         (
             ["mlp", "S #\n  #\n# G"],
-            "the puzzle is 3x3, this net solves 5x5 only: with mixer = 'mlp' its weights belong to one size",
+            (
+                "the puzzle is 3x3, this net solves 5x5 only: "
+                "with mixer = 'mlp' its weights belong to one size"
+            ),
         ),
         (
             ["learned", "--size=7"],
