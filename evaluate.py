@@ -1,10 +1,41 @@
-"""Solve held-out rows and score them by the labels and by the rules."""
+"""Solve held-out rows and score them by the labels and by the rules.
+
+    python evaluate.py runs/laptop/maze_perfect/seed0 [--steps 32] [--data.test_size=21] [--raw]
+    python evaluate.py step_65104 --entry sweeps/maze_official.toml --data.test_path=FILE
+
+Prints the last line of a training for a trained net: on the run's own test rows, or on others
+that --data.KEY=VALUE names, under the same rules. Then what the rules and the halting head say,
+and how accuracy grows with the supervision steps, beyond those of training if you like:
+--steps 1,2,4,8,16,32. Nothing in the run's folder changes. With --entry it reads a checkpoint of
+the official TRM code (a file step_N). Exit codes: 0 done, 2 bad input.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import data
+from config import (
+    UserError,
+    add_keys,
+    flatten,
+    load_config,
+    make_parser,
+    nested,
+    overlay,
+    parse,
+    parse_value,
+    quiet_output,
+    shown,
+)
 from layers import log_probabilities
 
 
@@ -161,3 +192,426 @@ def rows_within_training(cfg) -> int:
     """
     m, slots = cfg.model, cfg.train.steps * cfg.train.batch_size
     return max(2, int(slots * (m.T + 2 * m.grad_cycles) / (m.T * cfg.eval_steps)))
+
+
+# ---------------------------------------------------------------- a trained net
+
+
+@dataclass
+class Trained:
+    """A net from a file, and what is known about it."""
+
+    path: Path  # a run folder, a best.pt, or a checkpoint of the official code
+    cfg: object  # see train.Config
+    net: torch.nn.Module
+    shape: dict  # of its data
+    step: int
+    weights: str  # "ema", "raw" or "official"
+    chosen: str  # how the checkpoint was chosen
+    seconds: float = math.nan  # of training, where known
+
+
+def open_run(path: Path, raw: bool):
+    """(Trained, the World that it computes in) of a run folder or a best.pt. Raises UserError."""
+    from train import load_run
+
+    refuse_official(path)
+    world = world_of(load_run(path)[0])
+    cfg, net, state = load_run(path, world.device, world.dtype, "raw" if raw else "ema")
+    weights = "raw" if raw or state["ema"] is None else "ema"
+    chosen, seconds = "best by validation", seconds_of_training(path)
+    shape, step = state["shape"], state["step"]
+    return Trained(path, cfg, net, shape, step, weights, chosen, seconds), world
+
+
+def open_official(path: Path, entry: Path, model: dict):
+    """The same of a checkpoint of the official code. Raises UserError.
+
+    model: values of the table [model] over those of the entry.
+    """
+    from train import Config
+
+    cfg = load_config(Config, entry, {"model": model})
+    world = world_of(cfg)
+    net, state = load_official(path, cfg, entry, world.device, world.dtype)
+    shape, step = state["shape"], state["step"]
+    return Trained(path, cfg, net, shape, step, "official", "the official code's"), world
+
+
+def world_of(cfg):
+    """Device and dtype as in training; where that device is not here, the best one that is."""
+    from runs import choose_device, make_world
+
+    try:
+        choose_device(cfg.train.device)
+    except UserError:
+        return make_world(replace(cfg.train, device="auto"))
+    return make_world(cfg.train)
+
+
+def seconds_of_training(path: Path) -> float:
+    """What the summary of a finished run says; NaN where there is none."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return float(summary["seconds"]["train"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return math.nan
+
+
+# ---------------------------------------------------------------- checkpoints of the official code
+
+# What the official code writes beside its checkpoints says more than they do: its keys and ours.
+OFFICIAL_CONFIG = "all_config.yaml"
+OFFICIAL_KEYS = {
+    "H_cycles": "T",
+    "L_cycles": "n",
+    "L_layers": "n_layers",
+    "hidden_size": "dim",
+    "num_heads": "heads",
+    "puzzle_emb_len": "prefix",
+    "mlp_t": "mixer",
+    "pos_encodings": "positions",
+}
+MIXERS = {"true": "mlp", "false": "attention"}  # the values of mlp_t
+
+
+def refuse_official(path: Path) -> None:
+    """Raises UserError for a checkpoint of the official code that comes without its entry."""
+    from runs import load
+
+    if not path.is_file():
+        return
+    if any(str(name).endswith("L_level.layers.0.mlp.down_proj.weight") for name in load(path)):
+        raise UserError(
+            f"{path}: is a checkpoint of the official code, expected --entry ENTRY with it, the "
+            "entry that says which net it is, such as sweeps/sudoku_mlp.toml"
+        )
+
+
+def load_official(
+    path: Path, cfg, entry: Path, device="cpu", dtype: torch.dtype = torch.float32
+) -> tuple[torch.nn.Module, dict]:
+    """(net in eval mode, checkpoint as train.load_run gives it) from a file step_N.
+
+    The entry says what the file does not: the task, T, n, heads. Raises UserError where it is
+    another net.
+    """
+    from model import public_names
+    from runs import load
+
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected a checkpoint of the official code: step_N")
+    saved = load(path, device)
+    try:
+        weights = public_names(saved)
+    except KeyError as e:
+        raise UserError(
+            f"{path}: holds {shown(e.args[0])}, expected the names of the official TRM code, such "
+            "as 'inner.L_level.layers.0.mlp.down_proj.weight'; --entry is for its checkpoints only"
+        ) from None
+    refuse_identifiers(path, weights)
+    refuse_other_config(path, cfg, entry)
+    shape = cfg.task.shape(cfg)
+    net = cfg.task.make_net(cfg, shape, dtype).to(device)
+    refuse_other_sizes(path, weights, net.state_dict(), entry)
+    net.load_state_dict(weights)
+    digits = re.search(r"\d+", path.name)
+    step = int(digits.group()) if digits else 0
+    state = {"step": step, "val": {}, "raw": weights, "ema": None}
+    return net.eval(), state | {"config": flatten(cfg), "shape": shape}
+
+
+def refuse_identifiers(path: Path, weights: dict) -> None:
+    """Raises UserError for a net that knows puzzles by their number, as those for ARC do."""
+    rows = len(weights["puzzles"]) if "puzzles" in weights else 1
+    if rows > 1:
+        raise UserError(
+            f"{path}: holds a vector for each of {rows} puzzle identifiers, as checkpoints for ARC "
+            "do, expected one vector: our ARC nets read demonstrations, not identifiers"
+        )
+
+
+def refuse_other_config(path: Path, cfg, entry: Path) -> None:
+    """Raises UserError where the configuration beside a checkpoint is not the entry's."""
+    try:
+        text = (path.parent / OFFICIAL_CONFIG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    for name, value in re.findall(r"^\s*(\w+):[ \t]*(\S+)[ \t]*$", text, re.MULTILINE):
+        if name not in OFFICIAL_KEYS:
+            continue
+        key = OFFICIAL_KEYS[name]
+        ours = str(getattr(cfg.model, key))
+        theirs = MIXERS.get(value.lower(), value)
+        if ours != theirs:
+            raise UserError(
+                f"{path}: trained with {name}: {value} ({OFFICIAL_CONFIG}), but {entry} has "
+                f"model.{key} = {ours}, expected {theirs}; add --model.{key}={theirs}"
+            )
+
+
+def refuse_other_sizes(path: Path, theirs: dict, ours: dict, entry: Path) -> None:
+    """Raises UserError where the weights of a checkpoint are not those of the entry's net."""
+    from model import sizes
+
+    found, expected = sizes(theirs), sizes(ours)
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{path}: {key} = {shown(found.get(key))}, but {entry} has {shown(value)}; "
+                "expected the entry of the same net"
+            )
+    for name in sorted(theirs.keys() | ours.keys()):
+        shapes = [tuple(part[name].shape) if name in part else None for part in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{path}: {name} has the shape {shapes[0]}, but {shapes[1]} in the net of {entry}; "
+                "expected the entry of the same net"
+            )
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command_line(argv: list[str] | None):
+    """(options, keys of [data] and [model] as they were typed)"""
+    import tasks
+    from model import ModelConfig
+
+    parser = make_parser("evaluate.py", __doc__)
+    add = parser.add_argument
+    add("run", type=Path, help="a run folder, a best.pt, or with --entry an official step_N")
+    words = "supervision steps, or which of them to show: 1,2,4,8,16,32 (default: as the run)"
+    add("--steps", default="", help=words)
+    add("--raw", action="store_true", help="the weights themselves rather than their average")
+    add("--out", type=Path, help="a file.json for the figures; file.png beside it gets the curve")
+    add("--entry", type=Path, help="RUN is a checkpoint of the official code, of this entry's net")
+    tables = [tasks.get(name).Config for name in tasks.TASKS]
+    keys = add_keys(parser, tables, ("task",), "data")
+    keys |= add_keys(parser, [ModelConfig], (), "model")
+    options, typed = parse(parser, sys.argv[1:] if argv is None else argv, dict.fromkeys(keys, str))
+    options.steps = step_list(options.steps) if options.steps else []
+    if options.out and options.out.suffix != ".json":
+        raise UserError(f"--out {options.out}: expected the name of a .json file")
+    if options.out and options.out.name in ("summary.json", "job.json"):
+        raise UserError(f"--out {options.out}: is a name of files in run folders, expected another")
+    return options, typed
+
+
+def step_list(text: str) -> list[int]:
+    """ "1,2,4" -> [1, 2, 4]. Raises UserError."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--steps {text!r}: expected numbers of 1 or more, such as 1,2,4,8,16,32")
+    return sorted({int(part) for part in parts})
+
+
+def typed_values(values: dict[str, str], cls) -> dict:
+    """Words of the command line as the fields of a table want them."""
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    return {key: parse_value(text, kinds.get(key, str)) for key, text in values.items()}
+
+
+def asked_config(trained: Trained, changes: dict, steps: list[int]):
+    """The run's configuration, with other test rows and steps. Raises UserError.
+
+    Whoever names a file means all of its rows.
+    """
+    if "test_path" in changes and "test_rows" in vars(trained.cfg.data):
+        changes = {"test_rows": 0} | changes
+    layer = {"data": changes} if changes else {}
+    if steps:
+        layer["train"] = {"eval_steps": steps[-1]}
+    own = nested(flatten(trained.cfg))
+    layers = [(str(trained.path), own), ("command line", layer)]
+    return overlay(type(trained.cfg), layers, str(trained.path))
+
+
+def load_rows(trained: Trained, cfg) -> data.Dataset:
+    """The test rows. Raises UserError where the net cannot read them."""
+    task = cfg.task.bound(trained.shape)
+    try:
+        dataset = task.load_test(cfg)
+    except MemoryError as e:
+        raise UserError(f"data: more rows than fit into memory ({e}), expected fewer") from None
+    for key, value in trained.shape.items():
+        found = dataset.shape.get(key, value)
+        if isinstance(value, int) and found != value and key != "num_puzzles":
+            raise UserError(
+                f"{trained.path}: the net was made for {key} = {value}, but these data have "
+                f"{found}; expected data of the same kind (other mazes: data.test_size)"
+            )
+    return dataset
+
+
+def measure(trained: Trained, cfg, world, rows: int) -> dict:
+    """The figures of a net on the test rows of cfg, named as in summary.json."""
+    from train import digest
+
+    task, net, dataset = cfg.task, trained.net, load_rows(trained, cfg)
+    test = task.evaluate(net, dataset.test, cfg, world, rows=rows, progress="test")
+    del test["verdict"]
+    halting = test.pop("halting")
+    more, _ = task.report(net, dataset, cfg, world)
+    return {
+        "run": str(trained.path),
+        "seed": cfg.seed,
+        "task": task.name,
+        "test": test,
+        "test_halting": halting,
+        "chosen": trained.chosen,
+        "best_step": trained.step,
+        "weights": trained.weights,
+        "trained_steps": trained.cfg.model.n_sup,
+        "baseline": dataset.card["baseline"],
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "test_puzzles": digest(dataset.test.inputs[: test["n"]]),
+        "seconds": {"train": trained.seconds},
+        "data": dataset.card,
+    } | more
+
+
+def report(figures: dict, task, shown_steps: list[int]) -> str:
+    """What the command prints."""
+    sentence = task.sentence(figures).removesuffix("; trained nan min")
+    lines = [f"done   {sentence}", *rules_table(figures, task)]
+    curve = figures["test"]["curve"]
+    steps = shown_steps or range(1, len(curve) + 1)
+    for first in range(0, len(steps), 12):
+        part = steps[first : first + 12]
+        lines.append("step   " + "".join(f"{step:7d}" for step in part))
+        lines.append("exact %" + "".join(f"{100 * curve[step - 1]:7.1f}" for step in part))
+    if len(curve) > figures["trained_steps"]:
+        lines.append(f"note   trained with at most {figures['trained_steps']} supervision steps")
+    return "\n".join(lines)
+
+
+def rules_table(figures: dict, task) -> list[str]:
+    """Shares after the last step and at halting: exact, what the rules say, cells; and steps."""
+    test, halting = figures["test"], figures["test_halting"]
+    keys = [key for key in task.words if key in test and key in halting]
+    head = "".join(f"{key + ' %':>11}" for key in keys)
+    lines = [f"       {'':15}{head}{'steps':>11}"]
+    for name, found in (("last step", test), ("when it halts", halting)):
+        shares = "".join(f"{100 * found[key]:11.1f}" for key in keys)
+        lines.append(f"       {name:15}{shares}{found['steps']:11.1f}")
+    return lines
+
+
+def draw_curve(figures: dict, task, shown_steps: list[int], path: Path) -> None:
+    """Exact accuracy after each supervision step, with 95 % intervals, as a PNG."""
+    import plots  # first: it chooses matplotlib's settings
+    from stats import wilson
+
+    curve, n = figures["test"]["curve"], figures["test"]["n"]
+    x = np.arange(1, len(curve) + 1)
+    low, high = 100 * np.array([wilson(share, n) for share in curve]).T
+    figure = plots.Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
+    ax = figure.subplots()
+    colour = plots.COLOURS[0]
+    ax.plot(x, 100 * np.array(curve), color=colour, lw=2, label=f"the net ({n} {task.rows})")
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, label="95 % interval")
+    points = [step for step in shown_steps or x]
+    ax.plot(points, [100 * curve[step - 1] for step in points], "o", color=colour)
+    if len(curve) > figures["trained_steps"]:
+        text = "most steps in training"
+        ax.axvline(figures["trained_steps"], color=plots.COLOURS[1], ls=":", lw=1.5, label=text)
+    text = f"{figures['data']['baseline_is']}: {100 * figures['baseline']['exact']:.0f} %"
+    ax.axhline(100 * figures["baseline"]["exact"], color=plots.GREY, ls="--", lw=1.2, label=text)
+    if shown_steps and shown_steps[-1] > 8:
+        ax.set_xscale("log", base=2)
+    ax.minorticks_off()
+    ticks = shown_steps or x[:: -(-len(x) // 12)]
+    ax.set_xticks(ticks, [str(step) for step in ticks])
+    ax.set(xlabel="supervision step", ylabel="exact on test (%)", ylim=(-4, 104))
+    plots.plain(ax)
+    ax.legend(frameon=False, fontsize=9)
+    plots.save_png(figure, path)
+
+
+def write_figures(figures: dict, task, shown_steps: list[int], out: Path) -> None:
+    """The figures as JSON, and the curve beside them as a PNG."""
+    from runs import write_text
+
+    own = {key: value for key, value in figures.items() if key != "seconds"}  # of training
+    write_text(out, json.dumps(own, indent=1, default=str) + "\n")
+    draw_curve(figures, task, shown_steps, out.with_suffix(".png"))
+    print(f"wrote  {out} and {out.with_suffix('.png')}")
+
+
+def open_named(options, model: dict):
+    """(Trained, World) of what the command line names. Raises UserError."""
+    if not options.entry and model:
+        raise UserError(
+            f"--model.{min(model)}: a run keeps the [model] that it was trained with, expected "
+            "such a key with --entry only"
+        )
+    if not options.entry:
+        return open_run(options.run, options.raw)
+    if options.raw:
+        raise UserError("--raw: an official checkpoint holds one set of weights, expected no --raw")
+    return open_official(options.run, options.entry, model)
+
+
+def command(argv: list[str] | None) -> None:
+    """Measure what the command line says. Raises UserError and TrainingError."""
+    from model import ModelConfig
+    from runs import hardware
+    from train import compile_net
+
+    options, typed = command_line(argv)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    trained, world = open_named(options, typed_values(typed.get("model", {}), ModelConfig))
+    changes = typed_values(typed.get("data", {}), type(trained.cfg.data))
+    cfg = asked_config(trained, changes, options.steps)
+    own_rows = not changes and not options.entry
+    rows = rows_within_training(trained.cfg) if own_rows else 0  # as at the end of training
+    if world.compiled:
+        compile_net(trained.net)
+    figures = measure(trained, cfg, world, rows)
+    figures["hardware"] = hardware(world)
+    steps = len(figures["test"]["curve"])
+    if options.steps and steps != options.steps[-1]:
+        name = cfg.task.name
+        raise UserError(f"--steps: a net of data.task = {name!r} always takes {steps}, not others")
+    print(headline(trained, figures))
+    chosen = options.steps if len(options.steps) > 1 else []
+    print(report(figures, cfg.task, chosen))
+    if options.out:
+        write_figures(figures, cfg.task, chosen, options.out)
+
+
+def headline(trained: Trained, figures: dict) -> str:
+    """Which net, and what computed it. T, n and heads are not in an official checkpoint."""
+    line = (
+        f"run    {trained.path}: {figures['parameters']:,} parameters, {trained.weights} weights "
+        f"of step {trained.step} | {figures['hardware']}"
+    )
+    if trained.weights == "official":
+        m = trained.cfg.model
+        line += f"\nnote   T = {m.T}, n = {m.n} and heads = {m.heads}, as the entry says"
+    if "test_source" in figures["data"]:
+        source = figures["data"]["test_source"]
+        line += f"\ndata   test rows: {source}"
+    return line
+
+
+def main(argv: list[str] | None = None) -> int:
+    from runs import TrainingError
+
+    try:
+        command(argv)
+    except (UserError, TrainingError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"error: cannot write {e.filename} ({e.strerror})", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    quiet_output()
+    sys.exit(main())

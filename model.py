@@ -565,6 +565,26 @@ def public_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def sizes(state: dict[str, Tensor]) -> dict:
+    """What a state dict under our names tells about its net, by the keys of [model] where it can.
+
+    T, n and the number of heads leave no trace in the weights.
+    """
+    blocks = [name.split(".")[2] for name in state if name.startswith("net.blocks.")]
+    found = {
+        "model.n_layers": len(set(blocks)),
+        "model.mixer": "mlp" if "net.blocks.0.mixers.0.mlp.up.weight" in state else "attention",
+        "model.positions = 'learned'": "places" in state,
+        "a puzzle embedding": "puzzles" in state,
+    }
+    if "tokens" in state:
+        found["kinds of tokens"], found["model.dim"] = state["tokens"].shape
+    if found["model.mixer"] == "mlp":
+        positions = state["net.blocks.0.mixers.0.mlp.up.weight"].shape[1]
+        found["model.prefix + cells"] = positions
+    return found
+
+
 # ---------------------------------------------------------------- cost
 
 

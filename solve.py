@@ -29,7 +29,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from config import Parser, UserError, quiet_output
+from config import Parser, UserError, load_config, quiet_output
+from evaluate import load_official, refuse_official
 from layers import log_probabilities
 from stats import visible
 from train import Config, load_run
@@ -289,6 +290,8 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
         help="write one PNG only: a puzzle step by step, beside it the test accuracy per step",
     )
     add("--page", type=Path, help="write one HTML file only: the net itself, to play with")
+    words = "an entry: RUN is a checkpoint of the official code (step_N), of this entry's net"
+    add("--entry", type=Path, help=words)
     args, unknown = parser.parse_known_intermixed_args(argv)  # options anywhere
     if unknown:
         advice = "" if unknown[0].startswith("-") else ", put the puzzle in quotes"
@@ -318,9 +321,18 @@ def read_summary(folder: Path) -> dict:
     return summary
 
 
+def open_net(path: Path, entry: Path | None, device) -> tuple[Config, torch.nn.Module, dict]:
+    """(config, net, checkpoint) of a run, or with its entry of an official checkpoint."""
+    if not entry:
+        refuse_official(path)
+        return load_run(path, device)
+    cfg = load_config(Config, entry, {})
+    return cfg, *load_official(path, cfg, entry, device)
+
+
 def run(args: argparse.Namespace) -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    cfg, net, state = load_run(args.run, device)
+    cfg, net, state = open_net(args.run, args.entry, device)
     task = cfg.task.bound(state["shape"])
     if not task.solvable:
         raise UserError(
@@ -357,12 +369,14 @@ def print_answer(t: Trace, cfg: Config, net, state: dict, folder: Path, source: 
     """Which net, which puzzle, and its answer."""
     parameters = sum(p.numel() for p in net.parameters())
     weights = "EMA" if state["ema"] else "raw"
-    exact = 100 * state["val"]["exact"]
+    quality = "of the official code"
+    if state["val"]:
+        quality = f"{100 * state['val']['exact']:.1f} % exact on validation"
     rows, columns = t.sides()
     print(
         f"run     {visible(str(folder))}: {parameters:,} parameters, "
         f"{weights} weights of step {state['step']}, "
-        f"{exact:.1f} % exact on validation, computed on {device.type}"
+        f"{quality}, computed on {device.type}"
     )
     print(f"puzzle  {t.task.name} {rows}x{columns}, {visible(source)}\n{report(t)}")
 

@@ -4,7 +4,7 @@ A puzzle is a question and an answer, two rows of tokens of one length.
 The rest of the program asks a task these things and knows none by name:
 
     configuration    Config, model_config, tables, problems, missing
-    data             load, draw
+    data             load, load_test, draw
     the net          shape, make_net, prepare, flop
     scoring          evaluate, judge, score, better, report
     words, tables    sentence, figures, heads, extra_columns, extra_tables, extra_plots
@@ -207,6 +207,16 @@ class Task:
             self.card(data) | card | _prefixed("train", train_card) | _prefixed("test", test_card)
         )
         return self.finish(cfg, train, val, test, card)
+
+    def load_test(self, cfg) -> Dataset:
+        """The test split of `load` alone, with its card: no training file has to be there."""
+        data = cfg.data
+        wanted = data.test_rows or (0 if data.test_path else 512)
+        test, test_card = self.source(data, "test", wanted)
+        card = self.card(data) | _prefixed("test", test_card) | {"rows": {"test": len(test)}}
+        card["baseline"], card["baseline_is"] = copying(test), self.trivial
+        nothing = Split(test.inputs[:0], test.labels[:0])
+        return Dataset(nothing, nothing, test, card, self.shape(cfg))
 
     def card(self, data) -> dict:
         """The first lines of the card."""
