@@ -2,10 +2,12 @@
 
     python solve.py runs/laptop/maze_perfect/seed0 [puzzle | file | -]
 
-Prints the solved grid, whether the rules hold, and the halting probability after every supervision
-step; writes solved.png (the answer y after each step, side by side) and solved.gif. Without a
-puzzle it draws a new one of the kind the run was trained on. A maze is '#' wall, space free, S, G;
-a Sudoku is digits, '.' or 0 for blanks; both row by row, with or without line breaks.
+Prints how the puzzle was understood, the solved grid, whether the rules hold, and the halting
+probability after every supervision step; writes solved.png (the answer y after each step, side by
+side) and solved.gif. Without a puzzle it draws a new one of the kind the run was trained on.
+A maze: space, '.' or 0 free; '#', X, 1 or a full block wall; S start, G or E goal. A Sudoku:
+digits, and 0 . _ * x for blanks. Both row by row, with or without line breaks,
+frames and commas.
 Exit codes: 0 the net has answered (right or wrong), 2 bad input.
 """
 
@@ -14,12 +16,14 @@ import plots  # first: it chooses matplotlib's settings
 # isort: split
 
 import argparse
+import difflib
 import json
 import math
 import os
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +41,14 @@ from train import Config, load_run
 
 BLUE, GREY = "#0072B2", "#444444"
 BOM = "\ufeff"  # a mark that some editors put before a text
+NOISE = 0.3  # of further tries: its share of the spread of the first states
+
+
+@dataclass
+class Puzzle:
+    inputs: np.ndarray  # (L,) the question
+    source: str  # whose it is, in a few words
+    understood: str = ""  # of a puzzle that was written by hand: how it was read
 
 
 @dataclass
@@ -51,6 +63,15 @@ class Trace:
     halt: np.ndarray  # (S,) halting probability
     label: np.ndarray | None  # (L,) the right answer, where a solver knows it
     why: str = ""  # label is None: the solver's reason
+    number: int = 1  # of the try
+    tries: str = ""  # what further tries came to; empty: nobody asked for them
+
+    def kept(self) -> bool:
+        """Whether the last answer keeps the rules. Without rules: whether it is the label."""
+        rules = self.task.score(self.inputs[None], self.answers[-1:])
+        if "valid" in rules:
+            return bool(rules["valid"][0])
+        return self.label is not None and bool((self.answers[-1] == self.label).all())
 
     def answer(self, step: int) -> np.ndarray:
         """(L,) the answer after `step` steps; the question for 0."""
@@ -73,14 +94,21 @@ class Trace:
         return self.task.sides(self.data, len(self.inputs))
 
 
-@torch.no_grad()
 def solve(task, cfg: Config, net, inputs: np.ndarray, steps: int) -> Trace:
     """One question (L,) through `steps` supervision steps, and what an exact solver says of it."""
+    answers, halt = think(cfg, net, inputs, steps, net.states_of(inputs[None], cfg.seed))
+    label, why = task.solution(cfg.data, inputs)
+    return Trace(task, cfg.data, inputs, answers, halt, label, why)
+
+
+@torch.no_grad()
+def think(cfg: Config, net, inputs: np.ndarray, steps: int, states) -> tuple:
+    """Answers (S, L) and halting probabilities (S,) of a net that begins with these states."""
     device = net.q_head.weight.device
     row = torch.from_numpy(inputs.astype(np.int64)).to(device)[None]
     puzzle = torch.zeros(1, dtype=torch.long, device=device)
     batch = {"inputs": row, "labels": row, "puzzle": puzzle}  # labels are never read
-    carry = net.refill(net.start(batch), batch, net.states_of(inputs[None], cfg.seed))
+    carry = net.refill(net.start(batch), batch, states)
     probabilities, halt = [], []
     for _ in range(steps):
         carry, out = net.step(carry)
@@ -88,8 +116,63 @@ def solve(task, cfg: Config, net, inputs: np.ndarray, steps: int) -> Trace:
         halt.append(out.q_halt[0].sigmoid().item())
     last = torch.stack(probabilities[-cfg.train.eval_average :]).mean(0)
     answers = torch.stack([*probabilities[:-1], last]).argmax(-1).cpu().numpy().astype(np.uint8)
-    label, why = task.solution(cfg.data, inputs)
-    return Trace(task, cfg.data, inputs, answers, np.array(halt), label, why)
+    return answers, np.array(halt)
+
+
+# ---------------------------------------------------------------- further tries
+
+
+def try_again(t: Trace, cfg: Config, net, tries: int) -> Trace:
+    """The trace of the first of at most `tries` tries whose answer keeps the rules, else `t`.
+
+    t: the first try. The others take turns: another view of the puzzle, other first states.
+    Raises UserError for a task without rules: no answer could be told from another.
+    """
+    if "valid" not in t.task.score(t.inputs[None], t.answers[-1:]):
+        raise UserError(
+            f"--tries {tries}: data.task = {t.task.name!r} has no rules, expected maze or sudoku"
+        )
+    if t.kept():
+        return replace(t, tries=f"the first one keeps the rules: {len(t.answers)} steps in all")
+    first = f"the first one breaks the rules{where_wrong(t)}"
+    g = np.random.default_rng(cfg.seed)
+    for number in range(2, tries + 1):
+        if number % 2:
+            states, words = other_states(cfg, net, t.inputs, number)
+            answers, halt = think(cfg, net, t.inputs, len(t.answers), states)
+        else:
+            view, undo, words = t.task.other_view(t.inputs, g)
+            states = net.states_of(view[None], cfg.seed)
+            answers, halt = think(cfg, net, view, len(t.answers), states)
+            answers = undo(answers)
+        found = replace(t, answers=answers, halt=halt, number=number)
+        if found.kept():
+            cost = number * len(t.answers)
+            words = f"{first}; try {number} ({words}) keeps them: {cost} steps in all"
+            return replace(found, tries=words)
+    cost = tries * len(t.answers)
+    return replace(t, tries=f"{first}, and so does each of {tries}: {cost} steps in all")
+
+
+def where_wrong(t: Trace) -> str:
+    """How much of the last answer is wrong, where a solver knows it."""
+    if t.label is None:
+        return ""
+    return f" ({int(t.wrong(len(t.answers)).sum())} of {len(t.inputs)} cells wrong)"
+
+
+@torch.no_grad()
+def other_states(cfg: Config, net, inputs: np.ndarray, number: int) -> tuple:
+    """Other first states than those of the first try, and a few words about them."""
+    if cfg.model.init == "random":
+        return net.states_of(inputs[None], cfg.seed + number), "other random first states"
+    g = torch.Generator().manual_seed(number)
+    size = 1, net.length(len(inputs)), cfg.model.dim
+    states = []
+    for state in net.states_of(inputs[None], cfg.seed):
+        noise = torch.randn(size, generator=g).to(state)
+        states.append(state + NOISE * state.std() * noise)
+    return tuple(states), "noise on the first states"
 
 
 def read_puzzle(word: str) -> str:
@@ -130,6 +213,8 @@ def report(t: Trace) -> str:
         rows["wrong"] = [f"{count:6d}" for count in wrong]
     lines = ["", *grids(t), ""]
     lines += [f"rules   {t.task.verdict(t.inputs, t.answers[-1])}", f"label   {label}"]
+    if t.tries:
+        lines.append(f"tries   {t.tries}")
     lines += [f"steps   {last} used; halting at a probability above 0.5 {halting(t)}"]
     for at in range(0, last, 16):
         lines += [f"{name:8}" + "".join(row[at : at + 16]) for name, row in rows.items()]
@@ -177,6 +262,8 @@ def caption(t: Trace, step: int) -> str:
     wrong = int(t.wrong(step).sum())
     if not wrong:
         return f"step {step}: right"
+    if step == len(t.answers) and t.kept():  # a path, say, that is longer or takes another way
+        return f"step {step}: rules kept, not the label"
     return f"step {step}: {wrong} cell{'s' * (wrong > 1)} wrong"
 
 
@@ -238,10 +325,30 @@ def hero(t: Trace, summary: dict, source: str, path: Path) -> None:
     draw_steps(left, t, steps, cols, inches, show_halting=False)
     draw_curve(right.subplots(), summary, t.task)
     rows, columns = t.sides()
-    title = f"{t.task.name.capitalize()} {rows}x{columns}: {source}"
+    title = f"{t.task.name.capitalize()} {rows}x{columns}{reservation(t)}: {source}"
     fig.suptitle(f"The answer y after each supervision step. {title}", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save_png(fig, path)
+
+
+def reservation(t: Trace) -> str:
+    """What a title adds where the net did not solve the puzzle, or not at once."""
+    if not t.kept():
+        return ", not solved"
+    return f", try {t.number}" if t.number > 1 else ""
+
+
+def first_solved(
+    puzzles: list[Puzzle], attempt: Callable[[np.ndarray], Trace]
+) -> tuple[Trace, str]:
+    """The trace of the first puzzle that the net solves, else of the first; and its source."""
+    first = None
+    for puzzle in puzzles:
+        t = attempt(puzzle.inputs)
+        first = first or t
+        if t.kept():
+            return t, puzzle.source
+    return first, puzzles[0].source
 
 
 def draw_curve(ax, summary: dict, task) -> None:
@@ -281,6 +388,15 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
         default=0,
         help="supervision steps (default: as in the run's evaluation, more for larger puzzles)",
     )
+    add(
+        "--tries",
+        type=int,
+        default=1,
+        metavar="K",
+        help="while the answer breaks the rules, try again up to K times in all: the puzzle turned "
+        "or permuted, other first states (default: 1)",
+    )
+    add("--all", action="store_true", help="answer every Sudoku of a file; pictures of the first")
     add("--out", type=Path, help="folder for solved.png and solved.gif (default: the run folder)")
     add("--seed", type=int, default=0, help="which new puzzle (default: 0)")
     add("--size", type=int, default=0, help="side of the new puzzle (default: as in training)")
@@ -298,6 +414,8 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unexpected {unknown[0]!r}{advice}")
     if min(args.steps, args.seed, args.size) < 0:
         parser.error("--steps, --seed and --size are 0 or more")
+    if args.tries < 1:
+        parser.error(f"--tries {args.tries}, expected 1 or more")
     return args
 
 
@@ -321,6 +439,31 @@ def read_summary(folder: Path) -> dict:
     return summary
 
 
+def find_run(path: Path) -> Path:
+    """The path of a run as it was given. Raises UserError, with what may be meant, for another."""
+    if path.is_file() or (path / "best.pt").exists():
+        return path
+    inside = sorted(file.parent for file in path.glob("**/best.pt")) if path.is_dir() else []
+    if inside:
+        runs = ", ".join(map(str, inside[:4])) + ", ..." * (len(inside) > 4)
+        raise UserError(f"{path}: no run but a folder of runs, expected one of {runs}")
+    if path.is_dir() and (path / "config.toml").exists():
+        raise UserError(f"{path}: no best.pt yet, it comes with the run's first validation")
+    if path.is_dir():
+        return path
+    advice = {}
+    for entry in sorted(Path(__file__).with_name("sweeps").glob("**/*.toml"), reverse=True):
+        name = os.path.relpath(entry)
+        advice[entry.stem] = f"no such run, train it first: python train.py {name}"
+    for file in sorted(Path("runs").glob("*/*/seed*/best.pt"), reverse=True):
+        name = file.parent.parent.name
+        advice[name] = f"no such run, did you mean {file.parent}?"
+    close = difflib.get_close_matches(path.stem, advice, 1, 0.8)
+    if close:
+        raise UserError(f"{path}: {advice[close[0]]}")
+    return path
+
+
 def open_net(path: Path, entry: Path | None, device) -> tuple[Config, torch.nn.Module, dict]:
     """(config, net, checkpoint) of a run, or with its entry of an official checkpoint."""
     if not entry:
@@ -332,53 +475,91 @@ def open_net(path: Path, entry: Path | None, device) -> tuple[Config, torch.nn.M
 
 def run(args: argparse.Namespace) -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    cfg, net, state = open_net(args.run, args.entry, device)
+    path = find_run(args.run)
+    cfg, net, state = open_net(path, args.entry, device)
     task = cfg.task.bound(state["shape"])
     if not task.solvable:
         raise UserError(
-            f"{args.run}: a run of data.task = {task.name!r}, expected a puzzle that can be drawn"
+            f"{path}: a run of data.task = {task.name!r}, expected a puzzle that can be drawn"
         )
     if args.page:
         task.write_page(args.page, cfg, net, state)
         print(f"wrote   {args.page}")
         return
-    folder = args.run if args.run.is_dir() else args.run.parent
-    if args.puzzle is None:
-        count = 64 if args.picture else 1
-        inputs, source = task.draw_puzzle(cfg, args.seed, args.size, count)
+    folder = path if path.is_dir() else path.parent
+    if args.puzzle is not None:
+        puzzles = [
+            Puzzle(inputs, "yours", words)
+            for inputs, words in task.readings(cfg, read_puzzle(args.puzzle))
+        ]
     else:
-        inputs, source = task.parse(cfg, read_puzzle(args.puzzle)), "yours"
-    side = max(task.sides(cfg.data, len(inputs)))
-    trained_side = max(task.sides(cfg.data, state["shape"]["seq_len"]))
-    steps = args.steps or default_steps(cfg.eval_steps, side, trained_side)
-    t = solve(task, cfg, net, inputs, steps)
+        drawn = task.draw_puzzles(cfg, args.seed, args.size, 64 if args.picture else 1)
+        puzzles = [Puzzle(*each) for each in drawn]
+    more = len(puzzles) - 1
+    if not args.all and not (args.picture and args.puzzle is None):
+        puzzles = puzzles[:1]
+
+    def attempt(inputs: np.ndarray) -> Trace:
+        steps = args.steps or steps_for(task, cfg, state, inputs)
+        t = solve(task, cfg, net, inputs, steps)
+        return t if args.tries == 1 else try_again(t, cfg, net, args.tries)
+
     if args.picture:
-        hero(t, read_summary(folder), source, args.picture)
+        summary = read_summary(folder)
+        t, source = first_solved(puzzles, attempt)
+        hero(t, summary, source, args.picture)
+        if t.tries:
+            print(f"tries   {t.tries}")
         print(f"wrote   {visible(str(args.picture))}")
         return
-    print_answer(t, cfg, net, state, folder, source, device)
+    print_run(cfg, net, state, folder, device)
+    traces = print_answers(puzzles, attempt)
+    if args.all:
+        print(f"all     {sum(t.kept() for t in traces)} of {len(traces)} answers keep the rules")
+    elif more:
+        print(f"more    puzzles in this text: {more}; --all answers them too")
     out = args.out or folder
     out.mkdir(parents=True, exist_ok=True)
-    picture(t, out / "solved.png")
-    animate(t, out / "solved.gif")
+    picture(traces[0], out / "solved.png")
+    animate(traces[0], out / "solved.gif")
     shown = visible(str(out))
     print(f"wrote   {shown}/solved.png and {shown}/solved.gif")
 
 
-def print_answer(t: Trace, cfg: Config, net, state: dict, folder: Path, source: str, device):
-    """Which net, which puzzle, and its answer."""
+def print_answers(puzzles: list[Puzzle], attempt: Callable[[np.ndarray], Trace]) -> list[Trace]:
+    """What was understood, and the answers."""
+    traces = []
+    for number, puzzle in enumerate(puzzles, 1):
+        t = attempt(puzzle.inputs)
+        traces.append(t)
+        rows, columns = t.sides()
+        which = f", number {number} of {len(puzzles)}" if len(puzzles) > 1 else ""
+        print(f"puzzle  {t.task.name} {rows}x{columns}, {visible(puzzle.source)}{which}")
+        if puzzle.understood:
+            print(f"read    {puzzle.understood}")
+        print(report(t))
+    return traces
+
+
+def steps_for(task, cfg: Config, state: dict, inputs: np.ndarray) -> int:
+    """Supervision steps of a puzzle, by its size."""
+    side = max(task.sides(cfg.data, len(inputs)))
+    trained_side = max(task.sides(cfg.data, state["shape"]["seq_len"]))
+    return default_steps(cfg.eval_steps, side, trained_side)
+
+
+def print_run(cfg: Config, net, state: dict, folder: Path, device) -> None:
+    """Which net it is."""
     parameters = sum(p.numel() for p in net.parameters())
     weights = "EMA" if state["ema"] else "raw"
     quality = "of the official code"
     if state["val"]:
         quality = f"{100 * state['val']['exact']:.1f} % exact on validation"
-    rows, columns = t.sides()
     print(
         f"run     {visible(str(folder))}: {parameters:,} parameters, "
         f"{weights} weights of step {state['step']}, "
         f"{quality}, computed on {device.type}"
     )
-    print(f"puzzle  {t.task.name} {rows}x{columns}, {visible(source)}\n{report(t)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,14 +8,15 @@ The rest of the program asks a task these things and knows none by name:
     the net          shape, make_net, prepare, flop
     scoring          evaluate, judge, score, better, report
     words, tables    sentence, figures, heads, extra_columns, extra_tables, extra_plots
-    one puzzle       parse, text, draw_puzzle, solution, verdict, lines, kinds, decorate
+    one puzzle       readings, parse, text, draw_puzzles, draw_puzzle, other_view, solution,
+                     verdict, lines, kinds, decorate
 
 numpy only: what needs torch is imported where it is used, so that analyze.py works without torch.
 """
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -474,6 +475,10 @@ class Task:
         """The tokens (L,) of a puzzle. Raises UserError for one that the net cannot take."""
         raise NotImplementedError
 
+    def readings(self, cfg, text: str) -> list[tuple[np.ndarray, str]]:
+        """Every puzzle of a text, as (tokens (L,), what was understood). Raises UserError."""
+        return [(self.parse(cfg, text), "")]
+
     def text(self, data, tokens: np.ndarray) -> str:
         """Tokens (L,) as a string of L characters."""
         raise NotImplementedError
@@ -492,6 +497,10 @@ class Task:
             )
         return self.row_of_file(data, seed)
 
+    def draw_puzzles(self, cfg, seed: int, size: int, count: int) -> list[tuple[np.ndarray, str]]:
+        """Several puzzles as `draw_puzzle` describes them, the hardest of `count` first."""
+        return [self.draw_puzzle(cfg, seed, size, count)]
+
     def row_of_file(self, data, seed: int) -> tuple[np.ndarray, str]:
         """A question of the test file."""
         inputs = self.read(data.test_path, data, "test")[0]
@@ -501,6 +510,10 @@ class Task:
     def solution(self, data, inputs: np.ndarray) -> tuple[np.ndarray | None, str]:
         """(the right answer, "") or (None, why it is not known)."""
         return None, "this task has no solver"
+
+    def other_view(self, inputs: np.ndarray, g) -> tuple[np.ndarray, Callable, str]:
+        """The same puzzle under a random symmetry, what undoes it in answers (S, L), and words."""
+        raise NotImplementedError
 
     def forbidden(self, inputs: np.ndarray, answer: np.ndarray) -> np.ndarray:
         """(L,) bool: cells of an answer that the question forbids."""
@@ -538,6 +551,14 @@ class Task:
             ax.axhline(k - 0.5, color="#aaaaaa", lw=0.02 * size, zorder=1)
         for k in range(cols + 1):
             ax.axvline(k - 0.5, color="#aaaaaa", lw=0.02 * size, zorder=1)
+
+
+def rank_words(rank: int, count: int, most: str) -> str:
+    """Which of `count` new puzzles one is, that has the most cells to find but `rank`."""
+    if count == 1:
+        return "new"
+    but = f" but {rank}" if rank else ""
+    return f"{most}{but} of {count} new ones"
 
 
 def _prefixed(name: str, card: dict) -> dict:

@@ -5,7 +5,7 @@ The mazes themselves, their solvers and generators are in tasks/puzzles.py.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -22,6 +22,7 @@ from tasks.base import (
     RowsConfig,
     Split,
     Task,
+    rank_words,
     rng,
 )
 from tasks.puzzles import (
@@ -39,12 +40,12 @@ from tasks.puzzles import (
     generate_mazes,
     puzzle_keys,
     redraw_mazes,
-    refuse_tall,
     solve_maze,
     solve_mazes,
     to_tokens,
     turned_mazes,
 )
+from tasks.text import maze as read_text
 
 
 @dataclass(frozen=True)
@@ -236,37 +237,34 @@ class Maze(Task):
     }
 
     def parse(self, cfg, text: str) -> np.ndarray:
-        lines = text.strip("\r\n").splitlines()
-        if not text.strip() or not set("#SGo") & set(text):
-            looks = "is empty" if not text.strip() else "looks like no maze"
-            raise UserError(
-                f"the puzzle {looks}, but this net was trained on mazes: "
-                "expected '#' wall, space free, one S, one G"
-            )
-        cells = sum(map(len, lines))
-        if len(lines) > 1:
-            refuse_tall(lines)
-            side = max(len(lines), *map(len, lines))  # trailing spaces may be lost
-        else:
-            side = round(cells**0.5) if round(cells**0.5) ** 2 == cells else cfg.data.size
+        return self.readings(cfg, text)[0][0]
+
+    def readings(self, cfg, text: str) -> list[tuple[np.ndarray, str]]:
+        found = read_text(text)
+        side = found.side or cfg.data.size  # encode says how many cells were expected
         refuse_size(cfg, side)
-        return encode("maze", text, side)
+        return [(encode("maze", found.text, side), found.understood)]
 
     def text(self, data, tokens: np.ndarray) -> str:
         return decode("maze", tokens)
 
     def draw_puzzle(self, cfg, seed: int, size: int, count: int) -> tuple[np.ndarray, str]:
+        return self.draw_puzzles(cfg, seed, size, count)[0]
+
+    def draw_puzzles(self, cfg, seed: int, size: int, count: int) -> list[tuple[np.ndarray, str]]:
         data = replace(cfg.data, size=size or cfg.data.size, test_size=0)
         if not size and data.test_path and os.path.exists(data.test_path):
-            return self.row_of_file(data, seed)
+            return [self.row_of_file(data, seed + at) for at in range(count)]
         refuse_size(cfg, data.size)
         if data.walls == "perfect" and data.size % 2 == 0:
             raise UserError(f"--size {size}: a perfect maze has an odd number of cells per side")
         g = rng(seed, TEST, 1)  # no split draws from this stream
         inputs, labels = generate_mazes(data, count, g, data.size)
-        longest = (inputs != labels).sum(1).argmax()
-        which = "new" if count == 1 else f"the longest path of {count} new ones"
-        return inputs[longest], f"{which} ({data.walls} walls, seed {seed})"
+        drawn = []
+        for rank, at in enumerate((inputs == labels).sum(1).argsort(kind="stable")):
+            which = rank_words(rank, count, "the longest path")
+            drawn.append((inputs[at], f"{which} ({data.walls} walls, seed {seed})"))
+        return drawn
 
     def solution(self, data, inputs: np.ndarray) -> tuple[np.ndarray | None, str]:
         try:
@@ -274,6 +272,16 @@ class Maze(Task):
         except UserError as e:  # no path
             return None, str(e)
         return np.array([1 + MAZE.index(cell) for cell in solved], np.uint8), ""
+
+    def other_view(self, inputs: np.ndarray, g) -> tuple[np.ndarray, Callable, str]:
+        cells = np.arange(len(inputs))
+        turns = turned_mazes(cells[None])[0]  # (8, L): turns[k] are the cells of turn k in order
+        at = int(g.integers(1, len(turns)))
+        back = turns[at].argsort()
+        words = f"turned by {at % 4 * 90} degrees"
+        if at >= 4:
+            words = "mirrored" + f" and {words}" * (at > 4)
+        return inputs[turns[at]], lambda answers: answers[:, back], words
 
     def forbidden(self, inputs: np.ndarray, answer: np.ndarray) -> np.ndarray:
         return (answer != inputs) & ~((inputs == FREE) & (answer == PATH))

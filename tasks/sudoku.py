@@ -6,13 +6,13 @@ for every cell and digit is in tasks/digits.py.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from config import UserError
-from tasks.base import BLUE, MIDDLE, RED, TEST, Dataset, RowsConfig, Split, Task, rng
+from tasks.base import BLUE, MIDDLE, RED, TEST, Dataset, RowsConfig, Split, Task, rank_words, rng
 from tasks.puzzles import (
     BOX,
     LEAST_GIVENS,
@@ -21,11 +21,13 @@ from tasks.puzzles import (
     encode,
     generate_sudokus,
     givens_range,
+    shuffle_lines,
     shuffle_sudoku,
     solve_sudoku,
     sudoku_keys,
     to_tokens,
 )
+from tasks.text import sudokus as read_text
 
 
 @dataclass(frozen=True)
@@ -141,33 +143,36 @@ class Sudoku(Task):
     # ------------------------------------------------------------ one Sudoku, for solve.py
 
     def parse(self, cfg, text: str) -> np.ndarray:
+        return self.readings(cfg, text)[0][0]
+
+    def readings(self, cfg, text: str) -> list[tuple[np.ndarray, str]]:
         side = cfg.data.size
-        if not text.strip() or set("#SGo") & set(text):
-            looks = "is empty" if not text.strip() else "looks like a maze"
-            raise UserError(
-                f"the puzzle {looks}, but this net was trained on Sudokus: "
-                "expected digits, '.' or 0 for blanks"
-            )
-        cells = len("".join(text.split()))
-        found = math.isqrt(cells)
-        if found**2 == cells and found != side:
-            raise UserError(f"the puzzle is {found}x{found}, this net solves {side}x{side}")
-        return encode("sudoku", text, side)
+        found = read_text(text, side)
+        cells = len(found[0].text)
+        other = math.isqrt(cells)
+        if other**2 == cells and other != side:
+            raise UserError(f"the puzzle is {other}x{other}, this net solves {side}x{side}")
+        return [(encode("sudoku", one.text, side), one.understood) for one in found]
 
     def text(self, data, tokens: np.ndarray) -> str:
         return decode("sudoku", tokens)
 
     def draw_puzzle(self, cfg, seed: int, size: int, count: int) -> tuple[np.ndarray, str]:
+        return self.draw_puzzles(cfg, seed, size, count)[0]
+
+    def draw_puzzles(self, cfg, seed: int, size: int, count: int) -> list[tuple[np.ndarray, str]]:
         data = cfg.data
         if size not in (0, data.size):
             raise UserError(f"the puzzle is {size}x{size}, this net solves {data.size}x{data.size}")
         if not size and data.test_path and os.path.exists(data.test_path):
-            return self.row_of_file(data, seed)
+            return [self.row_of_file(data, seed + at) for at in range(count)]
         g = rng(seed, TEST, 1)  # no split draws from this stream
         inputs, labels = generate_sudokus(data, count, g, data.size)
-        fewest = (inputs != labels).sum(1).argmax()
-        which = "new" if count == 1 else f"the fewest givens of {count} new ones"
-        return inputs[fewest], f"{which} ({(inputs[fewest] > 1).sum()} givens, seed {seed})"
+        drawn = []
+        for rank, at in enumerate((inputs == labels).sum(1).argsort(kind="stable")):
+            which = rank_words(rank, count, "the fewest givens")
+            drawn.append((inputs[at], f"{which} ({(inputs[at] > 1).sum()} givens, seed {seed})"))
+        return drawn
 
     def solution(self, data, inputs: np.ndarray) -> tuple[np.ndarray | None, str]:
         try:
@@ -175,6 +180,15 @@ class Sudoku(Task):
         except UserError as e:  # no solution, or several
             return None, str(e)
         return np.array([1 + int(digit) for digit in solved], np.uint8), ""
+
+    def other_view(self, inputs: np.ndarray, g) -> tuple[np.ndarray, Callable, str]:
+        side = math.isqrt(len(inputs))
+        (row,), (col,) = (shuffle_lines(1, side, lines, g) for lines in BOX[side])
+        place = np.arange(len(inputs)).reshape(side, side)[row][:, col].ravel()
+        digit = np.concatenate([[0, 1], 2 + g.permutation(side)]).astype(np.uint8)
+        back, meant = place.argsort(), digit.argsort().astype(np.uint8)
+        words = "digits, rows and columns permuted"
+        return digit[inputs[place]], lambda answers: meant[answers[:, back]], words
 
     def forbidden(self, inputs: np.ndarray, answer: np.ndarray) -> np.ndarray:
         return (answer != inputs) & ~((inputs == 1) & (answer > 1))

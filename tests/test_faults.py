@@ -87,15 +87,19 @@ def test_an_answer_may_be_a_longer_path_or_none_at_all_between_neighbours(tmp_pa
     assert len(ds.test) == 2
 
 
-def test_a_maze_of_more_rows_than_columns_is_refused_rather_than_made_square():
+def test_a_maze_of_more_rows_than_columns_is_refused_or_filled_with_walls():
     tall = "S  \n   \n###\n   \n  G\n"  # no path; padded to 5x5 there would be one
     for call in (
         lambda: data.solve_maze(tall),
         lambda: puzzles.encode("maze", tall, 5),
-        lambda: Config.of("maze")().task.parse(tiny.config(data={"task": "maze", "size": 5}), tall),
         lambda: puzzles.encode("maze", "S  \n   \n##\n   \n  G", 5),  # a row ends in a space
     ):
         refused(call, "5 rows of 3 cells", "as many rows as columns")
+    cfg = tiny.config(data={"task": "maze", "size": 5}, model={"mixer": "conv"})
+    ((question, words),) = cfg.task.readings(cfg, tall)  # solve.py says that it adds walls
+    assert "3 columns, 5 rows: mazes are square, walls added" in words
+    assert decode("maze", question) == "S  ##" "   ##" "#####" "   ##" "  G##"
+    refused(lambda: data.solve_maze(decode("maze", question)), "no path")
     cut_by_an_editor = "S\n\n###\n\n  # G\n"
     assert len(puzzles.encode("maze", cut_by_an_editor, 5)) == 25
     no_space_at_an_end = "S ##\n\n###\n\n  #G\n"  # its fifth column is free in every row

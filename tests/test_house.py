@@ -129,7 +129,7 @@ def test_training_a_maze_loads_nothing_of_other_tasks(tmp_path):
     code = "import sys, train; assert train.main(sys.argv[1:]) == 0"
     loaded = loaded_by(code, str(maze), f"--out={tmp_path}")
     of_tasks = {name for name in loaded if name.startswith("tasks")}
-    own = {"tasks", "tasks.base", "tasks.files", "tasks.puzzles", "tasks.maze"}
+    own = {"tasks", "tasks.base", "tasks.files", "tasks.puzzles", "tasks.text", "tasks.maze"}
     assert of_tasks == own and "encoders" not in loaded
 
 
