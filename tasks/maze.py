@@ -25,6 +25,7 @@ from tasks.base import (
     rank_words,
     rng,
 )
+from tasks.files import read_folder
 from tasks.puzzles import (
     FREE,
     GOAL,
@@ -176,6 +177,12 @@ class Maze(Task):
             "data/maze_hard_train.csv and data/maze_hard_test.csv for --data.train_path and "
             "--data.test_path; or take generated puzzles with --data.generate=true"
         )
+
+    def read(self, path: str, data, split: str) -> tuple[np.ndarray, np.ndarray]:
+        if os.path.isdir(path):
+            least, most = (WALL, WALL), (GOAL, PATH)
+            return read_folder(path, split, data.side(split), least, most)
+        return super().read(path, data, split)
 
     def tokens(self, data, split: str, texts: list[str], where, answer: bool) -> np.ndarray:
         return to_tokens("maze", texts, data.side(split), where, answer)

@@ -13,6 +13,7 @@ import numpy as np
 
 from config import UserError
 from tasks.base import BLUE, MIDDLE, RED, TEST, Dataset, RowsConfig, Split, Task, rank_words, rng
+from tasks.files import read_folder
 from tasks.puzzles import (
     BOX,
     LEAST_GIVENS,
@@ -94,6 +95,12 @@ class Sudoku(Task):
             "data/sudoku_extreme_train.csv and data/sudoku_extreme_test.csv for --data.train_path "
             "and --data.test_path; or take generated puzzles with --data.generate=true"
         )
+
+    def read(self, path: str, data, split: str) -> tuple[np.ndarray, np.ndarray]:
+        if os.path.isdir(path):
+            least, most = (1, 2), (data.size + 1, data.size + 1)  # 1 is a blank
+            return read_folder(path, split, data.size, least, most)
+        return super().read(path, data, split)
 
     def tokens(self, data, split: str, texts: list[str], where, answer: bool) -> np.ndarray:
         return to_tokens("sudoku", texts, data.size, where, answer)
