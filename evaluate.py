@@ -37,6 +37,7 @@ from config import (
     shown,
 )
 from layers import log_probabilities
+from stats import visible
 
 
 def evaluate(net, split: data.Split, cfg, world, **options) -> dict:
@@ -273,7 +274,11 @@ OFFICIAL_KEYS = {
     "mlp_t": "mixer",
     "pos_encodings": "positions",
 }
-MIXERS = {"true": "mlp", "false": "attention"}  # the values of mlp_t
+OFFICIAL_VALUES = {  # where theirs are not ours
+    ("mlp_t", "true"): "mlp",
+    ("mlp_t", "false"): "attention",
+    ("puzzle_emb_len", "0"): "1",  # as many positions as the embedding fills
+}
 
 
 def refuse_official(path: Path) -> None:
@@ -343,11 +348,12 @@ def refuse_other_config(path: Path, cfg, entry: Path) -> None:
             continue
         key = OFFICIAL_KEYS[name]
         ours = str(getattr(cfg.model, key))
-        theirs = MIXERS.get(value.lower(), value)
+        theirs = OFFICIAL_VALUES.get((name, value.lower()), value)
         if ours != theirs:
             raise UserError(
                 f"{path}: trained with {name}: {value} ({OFFICIAL_CONFIG}), but {entry} has "
-                f"model.{key} = {ours}, expected {theirs}; add --model.{key}={theirs}"
+                f"model.{key} = {ours}, expected an entry with {theirs} (for evaluate.py also "
+                f"--model.{key}={theirs})"
             )
 
 
@@ -445,6 +451,26 @@ def load_rows(trained: Trained, cfg) -> data.Dataset:
     return dataset
 
 
+def seen_in_training(trained: Trained, cfg, test: data.Split) -> int | None:
+    """How many test rows the run has trained or validated on, up to the symmetries of its task.
+
+    None where nobody can tell: training made new rows all the time, its files are not here, or
+    rows are numbers rather than tokens.
+    """
+    if trained.weights == "official":
+        return None
+    if cfg.data == trained.cfg.data:
+        return 0  # the splits of a run share no row
+    try:
+        own = data.load(trained.cfg)
+    except UserError:
+        return None
+    if own.train is None or test.inputs.dtype.kind == "f":
+        return None
+    keys = [cfg.task.keys(part).min(1) for part in (own.train, own.val, test)]
+    return int(np.isin(keys[2], np.concatenate(keys[:2])).sum())
+
+
 def measure(trained: Trained, cfg, world, rows: int) -> dict:
     """The figures of a net on the test rows of cfg, named as in summary.json."""
     from train import digest
@@ -468,6 +494,7 @@ def measure(trained: Trained, cfg, world, rows: int) -> dict:
         "parameters": sum(p.numel() for p in net.parameters()),
         "test_puzzles": digest(dataset.test.inputs[: test["n"]]),
         "seconds": {"train": trained.seconds},
+        "seen_in_training": seen_in_training(trained, cfg, dataset.test),
         "data": dataset.card,
     } | more
 
@@ -540,6 +567,15 @@ def write_figures(figures: dict, task, shown_steps: list[int], out: Path) -> Non
     print(f"wrote  {out} and {out.with_suffix('.png')}")
 
 
+def make_folder(out: Path | None) -> None:
+    """The folder of --out, before anything is computed. Raises UserError."""
+    if out:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"--out {out}: cannot make its folder ({e.strerror})") from None
+
+
 def open_named(options, model: dict):
     """(Trained, World) of what the command line names. Raises UserError."""
     if not options.entry and model:
@@ -561,8 +597,7 @@ def command(argv: list[str] | None) -> None:
     from train import compile_net
 
     options, typed = command_line(argv)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     trained, world = open_named(options, typed_values(typed.get("model", {}), ModelConfig))
     changes = typed_values(typed.get("data", {}), type(trained.cfg.data))
     cfg = asked_config(trained, changes, options.steps)
@@ -593,8 +628,15 @@ def headline(trained: Trained, figures: dict) -> str:
         m = trained.cfg.model
         line += f"\nnote   T = {m.T}, n = {m.n} and heads = {m.heads}, as the entry says"
     if "test_source" in figures["data"]:
-        source = figures["data"]["test_source"]
-        line += f"\ndata   test rows: {source}"
+        line += f"\ndata   test rows: {figures['data']['test_source']}"
+    seen, rows = figures["seen_in_training"], figures["test"]["n"]
+    if seen is None and trained.weights != "official":
+        line += "\nnote   whether the run was trained on some of these rows is not known"
+    if seen:
+        line += (
+            f"\nnote   {seen} of the {rows} rows were in the run's training or validation, as they "
+            "are, turned or renamed: what the net scores on them is memory"
+        )
     return line
 
 
@@ -604,10 +646,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command(argv)
     except (UserError, TrainingError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {visible(str(e))}", file=sys.stderr)
         return 2
     except OSError as e:
-        print(f"error: cannot write {e.filename} ({e.strerror})", file=sys.stderr)
+        print(f"error: {visible(str(e.filename))}: {e.strerror}", file=sys.stderr)
         return 2
     return 0
 

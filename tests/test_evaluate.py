@@ -136,6 +136,23 @@ def test_a_file_of_test_rows_counts_whole_and_needs_no_training_file(runs, tmp_p
     assert figures_of(tmp_path / "5.json", *words, "--data.test_rows=5")["test"]["n"] == 5
 
 
+def test_rows_that_the_run_has_trained_on_are_counted(runs, tmp_path, capsys):
+    own = data.load(load_run(runs / "sudoku")[0])
+    rows = list(zip(own.train.inputs[:3], own.train.labels[:3]))
+    rows += zip(own.test.inputs[:2], own.test.labels[:2])
+    lines = [",".join(decode("sudoku", row) for row in pair) for pair in rows]
+    file = tmp_path / "rows.csv"
+    file.write_text("\n".join(["question,answer", *lines]) + "\n")
+    found = figures_of(tmp_path / "a.json", runs / "sudoku", "--data.test_path", file)
+    assert found["seen_in_training"] == 3
+    assert "3 of the 5 rows were in the run's training" in capsys.readouterr().out
+    own = figures_of(tmp_path / "b.json", runs / "sudoku")
+    assert own["seen_in_training"] == 0 and "memory" not in capsys.readouterr().out
+    points = figures_of(tmp_path / "c.json", runs / "points", "--data.seed=1")
+    assert points["seen_in_training"] is None
+    assert "is not known" in capsys.readouterr().out
+
+
 def test_bad_input_is_one_sentence(runs, tmp_path, capsys):
     maze, sudoku = runs / "maze", runs / "sudoku"
     for words, expected in [
@@ -156,7 +173,7 @@ def test_bad_input_is_one_sentence(runs, tmp_path, capsys):
         ([sudoku, "--model.T=3"], ["--model.T", "--entry"]),
         ([sudoku, "--out=x.txt"], ["x.txt", ".json"]),
         ([sudoku, f"--out={sudoku / 'summary.json'}"], ["summary.json", "expected another"]),
-        ([sudoku, f"--out={sudoku / 'best.pt' / 'x.json'}"], ["best.pt", "cannot write"]),
+        ([sudoku, f"--out={sudoku / 'best.pt' / 'x.json'}"], ["best.pt", "folder"]),
         ([sudoku, "--entry", tiny.ROOT / "sweeps/sudoku_mlp.toml"], ["folder", "step_N"]),
     ]:
         sentence = refused(capsys, *words)
