@@ -103,7 +103,7 @@ class TrainConfig:
     stagger: bool = False
     # pieces a batch is worked in, for memory; the result is the same to rounding
     accumulate: int = 1
-    # muon: for the matrices of the net, adamw for the rest
+    # muon: for the matrices of the net, adamw for the rest; adam: decay inside the gradient (L2)
     optimizer: Literal["adamw", "adam", "muon", "adam_atan2"] = "adamw"
     lr: float = 1e-4  # learning rate of AdamW or Adam-atan2
     weight_decay: float = 1.0  # decoupled decay of AdamW or Adam-atan2
@@ -183,7 +183,7 @@ class TrainConfig:
         for key, decay in RATES.items():
             if getattr(self, key) * getattr(self, decay) > LARGEST:
                 yield key, f"less: its product with {decay} has to be at most {LARGEST:g}"
-        if self.lr > 10 * LARGEST * (1 - self.beta1):
+        if self.beta1 < 1 and self.lr > 10 * LARGEST * (1 - self.beta1):
             yield "lr", f"less: lr / (1 - beta1) has to be at most {10 * LARGEST:g}"
         if self.accumulate > 0 and self.batch_size % self.accumulate:
             yield "accumulate", f"a divisor of batch_size = {self.batch_size}"

@@ -284,7 +284,6 @@ class Modular(Classify):
             return {"seq_len": 3, "vocab_size": p + 1, "classes": p}
         return {"seq_len": 4, "vocab_size": p + 2, "classes": p}
 
-
     def extra_columns(self, group, groups: list) -> dict:
         from tasks.grokking import columns
 

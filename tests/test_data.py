@@ -665,7 +665,12 @@ SWITCHES = {
         (VECTORS, "noise", 0.2),
         (VECTORS, "feature_tokens", 2),
     ],
-    "modular": [(SUMS, "modulus", 7), (SUMS, "train_share", 0.3), (SUMS, "seed", 1)],
+    "modular": [
+        (SUMS, "modulus", 7),
+        (SUMS, "operation", "multiply"),
+        (SUMS, "train_share", 0.3),
+        (SUMS, "seed", 1),
+    ],
     "control": [(PLANS, *row) for row in ROWS[:1] + ROWS[2:]]
     + [
         (replace(PLANS, train_path="train"), "test_path", "test"),
@@ -857,7 +862,7 @@ def test_bad_files_end_in_one_sentence(tmp_path):
         (tmp_path / name).write_bytes(content)
         refuses(replace(MAZES, train_path=str(tmp_path / name)), sentence)
     (tmp_path / "folder.csv").mkdir()
-    refuses(replace(MAZES, train_path=str(tmp_path / "folder.csv")), "folder.csv cannot be read")
+    refuses(replace(MAZES, train_path=str(tmp_path / "folder.csv")), "folder.csv.*expected a data folder of the public code")
     absent = "absent.csv does not exist; `python data.py download maze_hard`"
     refuses(replace(MAZES, train_path=str(tmp_path / "absent.csv")), absent)
     other_size = r"row 1: the question has 36 cells \(6x6\), expected 900 \(30x30\)"

@@ -98,7 +98,7 @@ def test_a_maze_of_more_rows_than_columns_is_refused_or_filled_with_walls():
     cfg = tiny.config(data={"task": "maze", "size": 5}, model={"mixer": "conv"})
     ((question, words),) = cfg.task.readings(cfg, tall)  # solve.py says that it adds walls
     assert "3 columns, 5 rows: mazes are square, walls added" in words
-    assert decode("maze", question) == "S  ##" "   ##" "#####" "   ##" "  G##"
+    assert decode("maze", question) == "S  ##   #######   ##  G##"
     refused(lambda: data.solve_maze(decode("maze", question)), "no path")
     cut_by_an_editor = "S\n\n###\n\n  # G\n"
     assert len(puzzles.encode("maze", cut_by_an_editor, 5)) == 25

@@ -80,6 +80,7 @@ ADAM = MATRICES | REST
 UPDATES = [
     ("optimizer", "muon", MATRICES, {}),
     ("optimizer", "adam_atan2", ADAM, {}),
+    ("optimizer", "adam", ADAM, {}),
     ("lr", 2e-4, ADAM, {}),
     ("lr", 2e-4, REST, {"optimizer": "muon"}),
     ("weight_decay", 0.5, ADAM, {}),
@@ -232,6 +233,7 @@ def test_every_parameter_is_in_exactly_one_group(optimizer, model):
             assert mine == {"puzzles"}
     expected = {
         "adamw": {torch.optim.AdamW},
+        "adam": {torch.optim.Adam},
         "adam_atan2": {AdamAtan2},
         "muon": {torch.optim.AdamW, Muon},
     }
