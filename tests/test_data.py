@@ -862,7 +862,10 @@ def test_bad_files_end_in_one_sentence(tmp_path):
         (tmp_path / name).write_bytes(content)
         refuses(replace(MAZES, train_path=str(tmp_path / name)), sentence)
     (tmp_path / "folder.csv").mkdir()
-    refuses(replace(MAZES, train_path=str(tmp_path / "folder.csv")), "folder.csv.*expected a data folder of the public code")
+    refuses(
+        replace(MAZES, train_path=str(tmp_path / "folder.csv")),
+        "folder.csv.*expected a data folder of the public code",
+    )
     absent = "absent.csv does not exist; `python data.py download maze_hard`"
     refuses(replace(MAZES, train_path=str(tmp_path / "absent.csv")), absent)
     other_size = r"row 1: the question has 36 cells \(6x6\), expected 900 \(30x30\)"

@@ -173,6 +173,7 @@ def test_the_successor_of_a_letter_is_learned_and_analysed(tmp_path):
     assert "| letters | " in text and "valid %" in text
 
 
+@pytest.mark.slow
 def test_the_entry_of_lights_out_trains(tmp_path):
     small = ["--data.train_rows=80", "--data.val_rows=20", "--data.test_rows=20"]
     small += ["--train.steps=4", "--train.batch_size=8", "--train.compile=off"]

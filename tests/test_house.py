@@ -288,6 +288,7 @@ COPIES = {  # what the README offers -> a script that uses it alone
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", COPIES, ids=" ".join)
 def test_files_work_in_an_empty_folder(names, tmp_path):
     for name in names:

@@ -724,6 +724,7 @@ def test_a_job_that_came_back_often_enough_does_not_come_back_again(monkeypatch)
 # ---------------------------------------------------------------- on this machine
 
 
+@pytest.mark.slow
 def test_local_runs_all_and_reports_the_failed_at_the_end_and_the_second_time_only_that_one(
     here, capfd
 ):
@@ -749,6 +750,7 @@ def test_local_runs_all_and_reports_the_failed_at_the_end_and_the_second_time_on
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_local_runs_save_and_the_same_command_continues_to_the_same_bits(here):
     tiny.entry(here, **LONG_RUN)
     command = [
@@ -901,6 +903,7 @@ def log_of(folder: Path) -> str:
     return Path(json.loads((folder / "job.json").read_text())["log"]).read_text(errors="replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, number", [("preempted", "SIGUSR2"), ("terminated", "SIGTERM")])
 def test_a_job_that_is_preempted_is_requeued_and_ends_with_the_same_bits(
     name, number, fates, undisturbed
@@ -955,6 +958,7 @@ def test_the_tasks_of_a_job_are_one_group(fates, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_five_entries_with_two_seeds_run_to_the_end_and_are_analysed(cluster):
     sweep = cluster / "sweeps" / "five"
     sweep.mkdir(parents=True)

@@ -679,6 +679,7 @@ def test_dtype_moves_the_activations_and_not_the_weights(tmp_path):
     assert tiny.differences(fp32["net"], bf16["net"]) != []
 
 
+@pytest.mark.slow
 def test_compile_compiles_the_recursive_net_and_its_averaged_twin(tmp_path, monkeypatch):
     compiled = []
 

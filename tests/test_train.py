@@ -366,6 +366,7 @@ def moments() -> list[int]:
     return [random.SystemRandom().randrange(first, first + 25) for first in (1, 26, 51)]
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_with_the_bits_of_one_that_was_not(tmp_path):
     entry = tiny.entry(tmp_path, **SLOW)
     folder, killed = tmp_path / "killed" / "tiny" / "seed0", moments()
@@ -389,6 +390,7 @@ def test_a_run_killed_three_times_ends_with_the_bits_of_one_that_was_not(tmp_pat
     tiny.assert_same_run(tmp_path / "whole", folder)
 
 
+@pytest.mark.slow
 def test_a_real_process_stops_at_sigterm_and_continues_to_the_same_bits(tmp_path):
     entry = tiny.entry(tmp_path, **SLOW)
     process = tiny.spawn(entry, f"--out={tmp_path}/runs")
@@ -438,6 +440,7 @@ def two_ranks(tmp_path_factory) -> Path:
     return folder / "runs" / "tiny" / "seed0"
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_losses_of_one_process_with_the_same_batch(two_ranks, tmp_path):
     tiny.run(tmp_path, **SLOW)
     one, two = tiny.lines(tmp_path), tiny.lines(two_ranks)
@@ -500,6 +503,7 @@ def test_a_checkpoint_of_two_ranks_is_refused_by_one(two_ranks, tmp_path):
         tiny.run(tmp_path / "copy", **SLOW)
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_three_times_end_with_the_bits_of_two_that_were_not(two_ranks, tmp_path):
     entry = tiny.entry(tmp_path, **SLOW)
     folder, killed = tmp_path / "killed" / "tiny" / "seed0", moments()
@@ -516,6 +520,7 @@ def test_two_ranks_killed_three_times_end_with_the_bits_of_two_that_were_not(two
     tiny.assert_same_run(two_ranks, folder)
 
 
+@pytest.mark.slow
 def test_torchrun_passes_sigterm_on_and_the_ranks_leave_at_one_step(two_ranks, tmp_path):
     entry = tiny.entry(
         tmp_path, **SLOW | {"train": SLOW["train"] | {"steps": 2000}}
