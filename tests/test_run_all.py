@@ -84,11 +84,10 @@ def test_test_checks_the_style_and_runs_pytest_and_another_word_is_refused(clone
     assert done.stderr == "usage: bash run_all.sh [test]\n"
 
 
-def test_ci_calls_exactly_run_all_test():
+def test_ci_ends_in_exactly_the_readme_s_test_command():
     lines = (ROOT / ".ci/run").read_text().splitlines()
-    assert lines[1:] == ['CI=1 exec bash "$(dirname "$0")/../run_all.sh" test'] and os.access(
-        ROOT / ".ci/run", os.X_OK
-    )
+    assert lines[-1] == 'CI=1 exec bash "$(dirname "$0")/../run_all.sh" test'
+    assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_an_old_python_is_refused_in_one_sentence(clone):
