@@ -22,6 +22,13 @@ def pytest_configure():
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("stopped by SIGTERM", 143))
 
 
+def pytest_collection_modifyitems(items):
+    """Whatever needs a SLURM is slow: it has to be started first."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Ctrl-C in a training in this process ends in SystemExit: it is meant for the tests."""

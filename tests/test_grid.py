@@ -126,6 +126,7 @@ def test_a_question_to_avoid_is_not_drawn():
 # ---------------------------------------------------------------- a whole run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "length, size, model",
     [

@@ -207,6 +207,7 @@ def verdicts(monkeypatch, capsys, tmp_path):
     return both
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda path: str(path.relative_to(ROOT / "sweeps")))
 def test_launcher_and_train_accept_the_same_entries(path, verdicts):
     assert verdicts(path) == [(0, ""), (0, "")]

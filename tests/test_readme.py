@@ -49,6 +49,7 @@ def test_names_of_the_symbol_table_are_in_the_code():
         assert re.search(rf"(def |class |^    ){name}\b", code, re.MULTILINE), name
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_python_in_the_readme_run(tmp_path, monkeypatch, capsys):
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "load_run" in b)
     assert len(block.splitlines()) <= 10 and block.count('"patience": 10') == 1

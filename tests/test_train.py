@@ -494,6 +494,7 @@ def test_rank_1_writes_nothing_and_says_nothing(tmp_path, monkeypatch, capfd):
     assert (tmp_path / "other" / "best.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_is_refused_by_one(two_ranks, tmp_path):
     shutil.copytree(two_ranks, tmp_path / "copy")
     (tmp_path / "copy" / "summary.json").unlink()
