@@ -300,6 +300,8 @@ def obstacle(name: str, cfg: Config, device: torch.device, insist: bool) -> str:
     if name == "reference" and other:
         keys = ", ".join(f"model.{key}" for key in other)
         return f"the textbook step knows one value of {keys} only"
+    if name == "reference" and cfg.model.mixer == "groups":
+        return "the textbook step does not know model.mixer = 'groups'"
     on_cpu = device.type == "cpu"
     if on_cpu and "bf16" in name and not cpu_has_bf16() and not insist:
         return "this CPU has no bf16 units (named in --arms it runs all the same)"

@@ -160,14 +160,15 @@ class MLP(nn.Module):
         pad = -h.shape[-1] % 8 if h.is_cuda else 0
         if pad:
             h, up, down = F.pad(h, (0, pad)), F.pad(up, (0, pad)), F.pad(down, (0, 0, 0, pad))
-        u = F.linear(h, up)
+        out = F.linear(self.activate(F.linear(h, up)), down)
+        return out[..., :-pad] if pad else out
+
+    def activate(self, u: Tensor) -> Tensor:
+        """What happens between the matrices. A gated MLP halves the last axis."""
         if self.gated:
             gate, u = u.chunk(2, -1)
-            u = self.activation(gate) * u
-        else:
-            u = self.activation(u)
-        out = F.linear(u, down)
-        return out[..., :-pad] if pad else out
+            return self.activation(gate) * u
+        return self.activation(u)
 
 
 # ---------------------------------------------------------------- token mixing
@@ -288,6 +289,79 @@ class Pool(nn.Module):
         pooled = F.linear(boxes, weight)[:, :, :, None]  # (B, side/r, side/c, 1, S, D)
         pooled = pooled.expand(-1, -1, -1, c, -1, -1).reshape(B, side // r, 1, side, S, D)
         return out.view(B, side // r, r, side, S, D) + pooled
+
+
+class GroupMLP(MLP):
+    """An MLP that reads the groups of its cell. It mixes positions and channels in one part.
+
+        p_k = pool(cells of the group k)
+        out = W_down act(W_up h + sum over the groups of V_k silu(W_k p_k))
+
+    The groups, `box` and `digits` are those of Pool. pool: the first half of the channels is
+    summed and divided by sqrt(group size). The others tell log mean exp, a soft maximum: "is it in
+    here already?". act: as in MLP.
+
+    Rows and columns share W_k and V_k. So it is equivariant under the symmetries of Pool, and with
+    square boxes under the transpose too: all symmetries of Sudoku.
+
+    W_k and V_k are applied to the pooled vectors, one per group and not one per cell.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kind: str,
+        expansion: float,
+        multiple: int,
+        box: tuple[int, int] = (0, 0),
+        digits: int = 1,
+    ):
+        super().__init__(width, kind, expansion, multiple)
+        self.box, self.digits = box, digits
+        inner = len(self.up.weight)
+
+        def read() -> nn.Module:
+            return nn.Sequential(Linear(width, inner), nn.SiLU(), Linear(inner, inner))
+
+        self.line = read()  # rows and columns
+        self.area = read() if box[0] else None  # boxes
+        self.cell = read() if digits > 1 else None  # the digits of a cell
+
+    def forward(self, h: Tensor) -> Tensor:
+        B, L, D = h.shape
+        side = math.isqrt(L // self.digits)
+        grid = h.view(B, side, side, self.digits, D)
+        out = self.up(grid)  # (B, side, side, digits, W)
+        if self.cell is not None:
+            out = out + self.cell(self.pool(grid, 3))[:, :, :, None]
+        rows = self.line(self.pool(grid, 2))[:, :, None]  # (B, side, 1, digits, W)
+        if self.area is not None:
+            rows = self.add_boxes(rows, grid)
+        out = out + rows + self.line(self.pool(grid, 1))[:, None]
+        return self.down(self.activate(out.view(B, L, -1)))
+
+    def pool(self, cells: Tensor, *axes: int) -> Tensor:
+        """The cells (..., D) of groups, pooled over these axes.
+
+        One axis at a time, the last one first: see Pool.add_boxes.
+        """
+        size = math.prod(cells.shape[axis] for axis in axes)
+        D = cells.shape[-1]
+        total, soft = cells.split([D // 2, D - D // 2], -1)
+        soft = soft.exp()
+        for axis in axes:
+            total, soft = total.sum(axis), soft.sum(axis)
+        soft = (soft.float().log() - math.log(size)).to(cells.dtype)
+        return torch.cat([total * size**-0.5, soft], -1)
+
+    def add_boxes(self, rows: Tensor, grid: Tensor) -> Tensor:
+        """rows (B, side, 1, digits, W), and to every cell what is read of its box."""
+        B, side, _, S, D = grid.shape
+        r, c = self.box
+        boxes = self.area(self.pool(grid.view(B, side // r, r, side // c, c, S, D), 4, 2))
+        boxes = boxes[:, :, None, :, None]  # (B, side/r, 1, side/c, 1, digits, W)
+        out = rows.view(B, side // r, r, 1, 1, S, -1) + boxes
+        return out.expand(-1, -1, -1, -1, c, -1, -1).reshape(B, side, side, S, -1)
 
 
 class PositionMLP(nn.Module):

@@ -27,6 +27,7 @@ from layers import (
     Attention,
     Block,
     Conv,
+    GroupMLP,
     Linear,
     Norm,
     Pool,
@@ -62,8 +63,8 @@ class ModelConfig:
     n: int = 6  # updates of z before each update of y
     grad_cycles: int = 1  # how many of the T recursions, the last ones, carry gradient
     two_nets: bool = False  # a second net for the updates of y (the paper's ablation)
-    # how positions exchange information
-    mixer: Literal["attention", "mlp", "conv", "conv+attention", "pool"] = "attention"
+    # how positions exchange information; groups: in the channel MLP, in place of both
+    mixer: Literal["attention", "mlp", "conv", "conv+attention", "pool", "groups"] = "attention"
     # position code; rotary ones act in attention only
     positions: Literal["rope", "rope2d", "learned", "none"] = "rope"
     prefix: int = 16  # positions before the cells; the first holds the puzzle embedding
@@ -117,7 +118,7 @@ class ModelConfig:
         if "attention" in self.mixer and self.heads > 0 and self.dim % need:
             why = f"heads = {self.heads}, positions = {self.positions!r}"
             yield "dim", f"a multiple of {need} ({why})"
-        if self.mixer in ("conv", "pool") and self.prefix:
+        if self.mixer in ("conv", "pool", "groups") and self.prefix:
             yield "prefix", f"0 with mixer = {self.mixer!r}, which mixes the cells of the grid only"
 
 
@@ -194,7 +195,7 @@ class Net(nn.Module):
         blocks = []
         for _ in range(cfg.n_layers):
             mixers = make_mixers(cfg, shape, planes)
-            mlp = MLP(cfg.dim, cfg.mlp, cfg.expansion, cfg.multiple)
+            mlp = make_mlp(cfg, shape, planes)
             blocks.append(Block(mixers, mlp, cfg.norm, pre))
         self.blocks = nn.ModuleList(blocks)
         self.last_norm = Norm(cfg.norm) if pre else nn.Identity()
@@ -206,7 +207,9 @@ class Net(nn.Module):
 
 
 def make_mixers(cfg: ModelConfig, shape: Shape, planes: int = 1) -> list[nn.Module]:
-    """The token mixing of one block; two parts for "conv+attention"."""
+    """The token mixing of one block; two parts for "conv+attention", none for "groups"."""
+    if cfg.mixer == "groups":
+        return []
     make = {
         "attention": lambda: Attention(cfg.dim, cfg.heads),
         "mlp": lambda: PositionMLP(
@@ -216,6 +219,14 @@ def make_mixers(cfg: ModelConfig, shape: Shape, planes: int = 1) -> list[nn.Modu
         "pool": lambda: Pool(cfg.dim, (shape.box_rows, shape.box_cols), planes),
     }
     return [make[part]() for part in cfg.mixer.split("+")]
+
+
+def make_mlp(cfg: ModelConfig, shape: Shape, planes: int = 1) -> MLP:
+    """The channel mixing of one block; for "groups" it mixes tokens too."""
+    sizes = cfg.dim, cfg.mlp, cfg.expansion, cfg.multiple
+    if cfg.mixer == "groups":
+        return GroupMLP(*sizes, (shape.box_rows, shape.box_cols), planes)
+    return MLP(*sizes)
 
 
 def make_states(net: nn.Module, init: str, draw: Callable[[], Tensor]) -> None:
@@ -597,18 +608,22 @@ def net_flop(cfg: ModelConfig, shape: Shape, batch: int, planes: int = 1) -> flo
     D = cfg.dim
     L = cfg.prefix + shape.seq_len * planes
     kinds = 2 + (shape.box_rows > 0) + (planes > 1)  # groups that pooling runs over
-    groups = math.isqrt(shape.seq_len)  # its second product is per group, not per cell
+    groups = math.isqrt(shape.seq_len)  # some products are per group, not per cell
+    gated = cfg.mlp.endswith("glu")  # these have three matrices
+
+    def inner(width: int, expansion: float) -> int:
+        return round_up(expansion * width * (2 / 3 if gated else 1), cfg.multiple)
 
     def mlp(width: int, expansion: float) -> int:
-        gated = cfg.mlp.endswith("glu")  # these have three matrices
-        inner = round_up(expansion * width * (2 / 3 if gated else 1), cfg.multiple)
-        return (3 if gated else 2) * width * inner
+        return (3 if gated else 2) * width * inner(width, expansion)
 
+    wide = (2 if gated else 1) * inner(D, cfg.expansion)  # rows of the channel MLP's first matrix
     per_position = {
         "attention": 4 * D * D + 2 * L * D,
         "conv": 9 * D,
         "mlp": mlp(L, cfg.position_expansion) * D / L,
         "pool": 2 * kinds * D * D + kinds * D * D / groups,
+        "groups": kinds * wide * (D + wide) / groups,  # beside the MLP below
     }
     mixing = sum(per_position[part] for part in cfg.mixer.split("+"))
     return 2 * batch * L * cfg.n_layers * (mixing + mlp(D, cfg.expansion))

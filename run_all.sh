@@ -45,12 +45,14 @@ case "${1:-all}" in
     $PY analyze.py runs/laptop --out $OUT > /dev/null
     if [ -f runs/laptop/maze_perfect/seed0/summary.json ]; then
       $PY solve.py runs/laptop/maze_perfect/seed0 --picture $OUT/hero.png > /dev/null
+      $PY solve.py runs/laptop/maze_perfect/seed0 --page $OUT/page.html > /dev/null
     fi
     cat <<END
 
 made   $OUT/table.md      accuracy on held-out puzzles, size and cost of each net (also .csv and .json)
        $OUT/hero.png      a maze solved step by step
        $OUT/learning.png  how fast they learned; steps.png: what every supervision step adds
+       $OUT/page.html     the net to play with, in any browser
        runs/laptop/*/seed0/              the trained nets (best.pt), their settings and curves
        in $(((SECONDS + 30) / 60)) min
 

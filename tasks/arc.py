@@ -54,7 +54,7 @@ class Arc(Task):
             yield "encoder", key, expected
         if cfg.train.eval_average > 1:
             yield "train", "eval_average", "1 with data.task = 'arc': it is for puzzles"
-        if model.mixer == "pool":
+        if model.mixer in ("pool", "groups"):
             yield "model", "mixer", "another one for data.task = 'arc', whose canvas has no boxes"
         if encoder.kind == "none":
             plain = type(encoder)()

@@ -21,13 +21,14 @@ BLANK, THIS, OTHER = range(3)  # what the net sees of a digit in a cell
 class SudokuModel(ModelConfig):
     """ModelConfig with a key more."""
 
-    # mixer = "pool": a state for every cell and digit rather than every cell
+    # mixer = "pool" or "groups": a state for every cell and digit rather than every cell
     per_digit: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if self.per_digit and (self.mixer != "pool" or self.q_from != "mean"):
-            yield "per_digit", "false, or mixer = 'pool' and q_from = 'mean'"
+        fits = self.mixer in ("pool", "groups") and self.q_from == "mean"
+        if self.per_digit and not fits:
+            yield "per_digit", "false, or mixer = 'pool' or 'groups' and q_from = 'mean'"
 
 
 class DigitNet(TRM):

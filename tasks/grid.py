@@ -70,9 +70,10 @@ class Grid(Task):
             raise UserError(f"data.size = {data.size!r}, but {where} has {length} cells")
         square = rows == cols
         flat = "conv" in model.mixer or model.positions == "rope2d"
-        if (flat and rows == 1) or (model.mixer == "pool" and not square):
+        needs_square = model.mixer in ("pool", "groups")
+        if (flat and rows == 1) or (needs_square and not square):
             key = "positions" if model.positions == "rope2d" else "mixer"
-            need = "a square" if model.mixer == "pool" else "a grid"
+            need = "a square" if needs_square else "a grid"
             raise UserError(
                 f"model.{key} = {getattr(model, key)!r} needs {need}, but the puzzles have "
                 f"{length} cells, {rows}x{cols}; expected another {key}, or another data.size"

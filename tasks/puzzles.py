@@ -624,19 +624,27 @@ def remove_clues(solved: np.ndarray, target: np.ndarray, side: int, g) -> np.nda
 
     In random order clues go as long as the solution stays the only one, down to target (n,).
     """
-    full = (1 << side) - 1
     given = np.ones(solved.shape, bool)
     for cell in g.random(solved.T.shape).argsort(1).T:  # (n,): the next cell of each grid
         todo = np.flatnonzero(given.sum(0) > target)
         if not todo.size:
             break
-        cell, each = cell[todo], np.arange(todo.size)
-        # Without this clue, is there a solution with another digit here?
-        rival = np.where(given[:, todo], solved[:, todo], full).astype(np.uint16)
-        rival[cell, each] = full - solved[cell, todo]
-        found, _ = search(rival, side, limit=1)
-        given[cell, todo] = found > 0
+        cell = cell[todo]
+        given[cell, todo] = clue_needed(solved[:, todo], given[:, todo], cell, side)
     return given
+
+
+def clue_needed(solved: np.ndarray, given: np.ndarray, cell: np.ndarray, side: int) -> np.ndarray:
+    """(n,) bool: without the clue in this cell (n,) there is a solution with another digit here.
+
+    solved (L, n) masks, given (L, n) bool.
+    """
+    full = (1 << side) - 1
+    each = np.arange(cell.size)
+    rival = np.where(given, solved, full).astype(np.uint16)
+    rival[cell, each] = full - solved[cell, each]
+    found, _ = search(rival, side, limit=1)
+    return found > 0
 
 
 def givens_range(cfg) -> tuple[int, int]:
@@ -670,6 +678,27 @@ def generate_sudokus(cfg, count: int, g: np.random.Generator, size: int, avoid: 
 
     advice = f"widen --data.givens_min={low} or --data.givens_max={high}, or ask for fewer rows"
     return collect(make, count, avoid, 2000, 1.0, advice)
+
+
+def redraw_sudokus(inputs: np.ndarray, labels: np.ndarray, g: np.random.Generator) -> np.ndarray:
+    """Sudokus near these (N, L), with other clues of the same solutions (N, L).
+
+    One to four blanks of each are shown. Then its old clues go, in random order, where the
+    solution stays the only one. Sudokus near hard ones are hard.
+    """
+    side = math.isqrt(inputs.shape[1])
+    solved = (1 << (labels.T.astype(int) - 2)).astype(np.uint16)  # (L, N) masks
+    old = (inputs > 1).T
+    # Per Sudoku the rank of every cell in a random order, first the blanks, then the clues.
+    rank = (g.random(old.shape) + old).argsort(0).argsort(0)
+    shown = ~old & (rank < g.integers(1, 5, len(inputs)))
+    given = old | shown
+    clues_first = (g.random(old.shape) + ~old).argsort(0)
+    for cell in clues_first[: old.sum(0).max(initial=0)]:  # (N,): the next cell of each
+        todo = np.flatnonzero(old[cell, np.arange(len(inputs))])
+        cell = cell[todo]
+        given[cell, todo] = clue_needed(solved[:, todo], given[:, todo], cell, side)
+    return np.where(given.T, labels, 1).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- identity, up to symmetry

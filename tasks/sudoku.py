@@ -12,7 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import UserError
-from tasks.base import BLUE, MIDDLE, RED, TEST, Dataset, RowsConfig, Split, Task, rank_words, rng
+from tasks.base import (
+    BLUE,
+    MIDDLE,
+    RED,
+    REDRAW,
+    TEST,
+    Dataset,
+    RowsConfig,
+    Split,
+    Task,
+    rank_words,
+    rng,
+)
 from tasks.files import read_folder
 from tasks.puzzles import (
     BOX,
@@ -22,6 +34,7 @@ from tasks.puzzles import (
     encode,
     generate_sudokus,
     givens_range,
+    redraw_sudokus,
     shuffle_lines,
     shuffle_sudoku,
     solve_sudoku,
@@ -38,12 +51,14 @@ class SudokuConfig(RowsConfig):
     givens_min: int = 0  # fewest clues of a generated Sudoku; 0: 6 (4x4), 14 (6x6), 36 (9x9)
     givens_max: int = 0  # most clues of a generated Sudoku; 0: 10 (4x4), 18 (6x6), 45 (9x9)
     augment: bool = True  # every draw under a random element of the full symmetry group
+    # with augment: further copies of every training row, with other clues of the same solution
+    redraw: int = 0
     # share of training draws that show a random part of their blanks' answers: easier puzzles
     reveal: float = 0.0
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        for key in ("givens_min", "givens_max"):
+        for key in ("givens_min", "givens_max", "redraw"):
             if getattr(self, key) < 0:
                 yield key, "0 or more"
         if self.size not in BOX:
@@ -54,8 +69,16 @@ class SudokuConfig(RowsConfig):
                 key = "givens_max" if self.givens_max else "givens_min"
                 most = f"and the most from {least} to {self.size**2}"
                 yield key, f"fewest clues ({low}) <= most clues ({high}), {most}"
+        if self.redraw > 0 and not self.augment:
+            yield "redraw", "0 with data.augment = false: it is an augmentation"
         if not 0 <= self.reveal <= 1:
             yield "reveal", "a share, 0 to 1"
+
+
+@dataclass
+class SudokuData(Dataset):
+    # (N, 1 + redraw, L): every training row and its redrawn copies
+    variants: Split | None = None
 
 
 class Sudoku(Task):
@@ -76,7 +99,7 @@ class Sudoku(Task):
     def card(self, data) -> dict:
         return {"task": self.name, "size": data.size, "augmentation": "none"}
 
-    def finish(self, cfg, train, val: Split, test: Split, card: dict) -> Dataset:
+    def finish(self, cfg, train, val: Split, test: Split, card: dict) -> SudokuData:
         data = cfg.data
         if data.augment:
             rows, cols = BOX[data.size]
@@ -87,7 +110,30 @@ class Sudoku(Task):
         if data.reveal:
             share = f"{data.reveal:.0%} of the training draws"
             card["reveal"] = f"{share} show a random part of their blanks"
-        return super().finish(cfg, train, val, test, card)
+        made = SudokuData(**vars(super().finish(cfg, train, val, test, card)))
+        if data.redraw:
+            held_out = np.union1d(self.keys(val), self.keys(test))
+            made.variants = self.redraw(data, train, held_out, card)
+        return made
+
+    def redraw(self, data, train: Split, held_out: np.ndarray, card: dict) -> Split:
+        """Every training row and its copies. A copy that is held out is the row itself."""
+        copies = [train.inputs]
+        refused = 0
+        for copy in range(1, 1 + data.redraw):
+            found = redraw_sudokus(train.inputs, train.labels, rng(data.seed, REDRAW, copy))
+            known = np.isin(sudoku_keys(found, train.labels), held_out)
+            copies.append(np.where(known[:, None], train.inputs, found))
+            refused += int(known.sum())
+        inputs = np.stack(copies, 1)
+        unchanged = int((inputs[:, 1:] == inputs[:, :1]).all(2).sum())
+        of = f"of {data.redraw * len(train)} copies"
+        card["augmentation"] += (
+            f"; of each {data.redraw} copies with other clues of the same solution"
+        )
+        card["redraw_held_out"] = f"{refused} {of}"
+        card["redraw_unchanged"] = f"{unchanged} {of}"
+        return Split(inputs, np.repeat(train.labels[:, None], 1 + data.redraw, 1))
 
     def no_file(self, split: str) -> str:
         return (
@@ -118,8 +164,11 @@ class Sudoku(Task):
     def keys(self, rows: Split) -> np.ndarray:
         return sudoku_keys(rows.inputs, rows.labels)[:, None]
 
-    def augment(self, dataset: Dataset, data, row, g) -> tuple[np.ndarray, np.ndarray]:
+    def augment(self, dataset: SudokuData, data, row, g) -> tuple[np.ndarray, np.ndarray]:
         inputs, labels = super().augment(dataset, data, row, g)
+        if dataset.variants is not None:
+            pick = g.integers(1 + data.redraw, size=len(row))
+            inputs = dataset.variants.inputs[row, pick]
         if data.augment:
             inputs, labels = shuffle_sudoku(inputs, labels, g)
         if data.reveal:

@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import bench
 import tiny
@@ -86,6 +87,25 @@ def test_rms_norm_and_its_gradient_are_those_of_torch(dtype):
 )
 def test_flop_of_known_nets(name, model, shape, batch, tera):
     assert net_flop(ModelConfig(**model), shape, batch) / 1e12 == pytest.approx(tera, rel=1e-3)
+
+
+@pytest.mark.parametrize("mlp", ["silu", "swiglu"])
+@pytest.mark.parametrize("per_digit", [False, True])
+def test_flop_of_groups_are_those_that_torch_counts(mlp, per_digit):
+    model = {"mixer": "groups", "prefix": 0, "mlp": mlp, "per_digit": per_digit}
+    cfg, net, _ = a_net(model)
+    h = torch.randn(3, 16 * net.planes, cfg.model.dim)
+    with FlopCounterMode(display=False) as counter:
+        net.net(h, None)
+    counted = counter.get_total_flops()
+    assert net_flop(cfg.model, net.shape, 3, net.planes) == pytest.approx(counted)
+
+
+def test_the_textbook_step_refuses_groups():
+    cfg, *_ = a_net({"mixer": "groups", "prefix": 0})
+    device = torch.device("cpu")
+    assert "model.mixer = 'groups'" in bench.obstacle("reference", cfg, device, False)
+    assert not bench.obstacle("eager", cfg, device, False)
 
 
 def test_flop_follow_the_recursion():

@@ -390,6 +390,7 @@ DRAWS = [
     replace(MAZES, fresh=True, walls="perfect", size=5),
     SUDOKU,
     replace(SUDOKU, augment=False),
+    replace(SUDOKU, redraw=2),
 ]
 
 
@@ -399,7 +400,7 @@ def same(a: dict, b: dict) -> bool:
 
 def name_of(cfg) -> str:
     """Of a parametrized test."""
-    keys = [key for key in ("size", "walls", "fresh", "augment") if hasattr(cfg, key)]
+    keys = [key for key in ("size", "walls", "fresh", "augment", "redraw") if hasattr(cfg, key)]
     return "-".join([cfg.task] + [f"{key}={getattr(cfg, key)}" for key in keys])
 
 
@@ -616,6 +617,79 @@ def test_without_flips_the_walls_stay():
     assert (out != inputs).any(1).mean() > 0.8
 
 
+def sudoku_keys_of(split) -> np.ndarray:
+    return puzzles.sudoku_keys(split.inputs, split.labels)
+
+
+def test_redrawn_sudokus_have_other_clues_of_the_same_only_solution():
+    cfg = replace(SUDOKU, redraw=3)
+    ds, plain = load(cfg), load(SUDOKU)
+    inputs, labels = ds.variants.inputs, ds.variants.labels
+    assert inputs.dtype == labels.dtype == np.uint8
+    assert inputs.shape == labels.shape == (len(ds.train), 4, 16)
+    assert (inputs[:, 0] == plain.train.inputs).all()
+    assert (labels == plain.train.labels[:, None]).all()
+    assert ((inputs == 1) | (inputs == labels)).all()
+    for question, label in zip(inputs.reshape(-1, 16), labels.reshape(-1, 16)):
+        assert solutions((question.astype(int) - 1).tolist(), 4) == 1
+        assert data.solve_sudoku(decode("sudoku", question)) == decode("sudoku", label)
+    copies, rows = inputs[:, 1:], inputs[:, :1]
+    changed = (copies != rows).any(-1)
+    assert changed.mean() > 0.8
+    assert ((copies > 1) & (rows == 1)).sum(-1).max() <= 4  # new clues
+    unchanged = (~changed).sum()
+    assert ds.card["redraw_unchanged"] == f"{unchanged} of {changed.size} copies"
+    assert "3 copies with other clues" in ds.card["augmentation"]
+    again = load(cfg)
+    assert (again.variants.inputs == inputs).all()
+
+
+@pytest.mark.parametrize("side", [4, 6, 9])
+def test_of_a_redrawn_sudoku_no_old_clue_could_be_spared(side):
+    before, labels = generate_sudokus(SudokuConfig(size=side), 6, rng(20), side)
+    after = puzzles.redraw_sudokus(before, labels, rng(21))
+    for old, new in zip(before, after):
+        digits = (new.astype(int) - 1).tolist()
+        assert solutions(digits, side) == 1
+        for at in np.flatnonzero((old > 1) & (new > 1)):
+            assert solutions(digits[:at] + [0] + digits[at + 1 :], side) == 2
+
+
+def test_no_redrawn_sudoku_is_held_out(monkeypatch):
+    cfg = replace(SUDOKU, redraw=3)
+    ds = load(cfg)
+    held_out = np.union1d(sudoku_keys_of(ds.val), sudoku_keys_of(ds.test))
+    inputs, labels = (t.reshape(-1, 16) for t in (ds.variants.inputs, ds.variants.labels))
+    assert not np.isin(sudoku_keys_of(Split(inputs, labels)), held_out).any()
+
+    # Half of the copies are made test puzzles: their rows stand in.
+    first = puzzles.redraw_sudokus(ds.train.inputs, ds.train.labels, rng(22))
+    half = len(first) // 2
+    bad = puzzles.sudoku_keys(first[:half], ds.train.labels[:half])
+    monkeypatch.setattr("tasks.sudoku.redraw_sudokus", lambda *args: first)
+    card = {"augmentation": ""}
+    made = tasks.get("sudoku").redraw(cfg, ds.train, bad, card)
+    refused = np.isin(puzzles.sudoku_keys(first, ds.train.labels), bad)
+    assert refused[:half].all() and not refused.all()
+    expected = np.where(refused[:, None], ds.train.inputs, first)
+    assert (made.inputs[:, 1:] == expected[:, None]).all()
+    assert card["redraw_held_out"] == f"{3 * refused.sum()} of {3 * len(first)} copies"
+
+
+def test_draws_take_redrawn_sudokus_too_and_move_them():
+    cfg = replace(SUDOKU, redraw=3)
+    ds = load(cfg)
+    batch = draw(ds, cfg, 400, 0, 0)
+    drawn = puzzles.sudoku_keys(batch["inputs"], batch["labels"])
+    own = np.isin(drawn, sudoku_keys_of(ds.train))
+    assert 0.1 < own.mean() < 0.5  # a quarter, and copies that are like a row
+    known = puzzles.sudoku_keys(
+        ds.variants.inputs.reshape(-1, 16), ds.variants.labels.reshape(-1, 16)
+    )
+    assert np.isin(drawn, known).all()
+    assert not set_of(batch["inputs"]) <= set_of(ds.variants.inputs.reshape(-1, 16))
+
+
 def test_test_mazes_may_have_another_size():
     ds = load(replace(MAZES, test_size=9))
     assert ds.test.inputs.shape == (30, 81)
@@ -655,6 +729,7 @@ SWITCHES = {
         (SUDOKU, "givens_min", 9),
         (SUDOKU, "givens_max", 7),
         (SUDOKU, "augment", False),
+        (SUDOKU, "redraw", 2),
         (SUDOKU, "reveal", 1.0),
     ],
     "features": [(VECTORS, *row) for row in ROWS[:1] + ROWS[2:] + COUNTS]
@@ -906,6 +981,8 @@ IMPOSSIBLE_SUDOKUS = [
         {"givens_min": 9, "givens_max": 8},
         "data.givens_max = 8, expected .*9.* <= ",
     ),
+    ({"redraw": -1}, "data.redraw = -1, expected 0 or more"),
+    ({"redraw": 1, "augment": False}, "data.redraw = 1, expected 0 with .*augment = false"),
     ({"reveal": 1.5}, "data.reveal = 1.5, expected a share"),
     ({"size": 9, "generate": False}, "download sudoku_extreme"),
     (

@@ -92,6 +92,7 @@ def test_a_missing_file_is_named(tmp_path):
         (10, "", MODEL, "model.mixer = 'conv' needs a grid"),
         (10, "", {"mixer": "pool"}, "model.mixer = 'pool' needs a square"),
         (10, "2x5", {"mixer": "pool"}, "model.mixer = 'pool' needs a square"),
+        (10, "2x5", {"mixer": "groups"}, "model.mixer = 'groups' needs a square"),
         (10, "3x3", MODEL, "data.size = '3x3', but .* has 10 cells"),
         (10, "", {"mixer": "attention", "positions": "rope2d", "heads": 2}, "needs a grid"),
     ],

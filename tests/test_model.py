@@ -20,6 +20,7 @@ from layers import (
     Attention,
     Block,
     Conv,
+    GroupMLP,
     Linear,
     Norm,
     Pool,
@@ -61,7 +62,7 @@ def make(
     The weight of a new q head is zero.
     """
     values = TINY | changes
-    if values.get("mixer") in ("conv", "pool"):
+    if values.get("mixer") in ("conv", "pool", "groups"):
         values["prefix"] = 0
     torch.manual_seed(seed)
     cfg = SudokuModel(**values)
@@ -156,7 +157,9 @@ SWITCHES = [
     ("mixer", "conv+attention", {"weights", "trained"}, GO, {}),
     ("mixer", "conv", {"weights", "trained"}, GO, {"prefix": 0}),
     ("mixer", "pool", {"weights", "trained"}, GO, {"prefix": 0}),
+    ("mixer", "groups", {"weights", "trained"}, GO, {"prefix": 0}),
     ("per_digit", True, {"weights"}, GO, {"mixer": "pool", "q_from": "mean"}),
+    ("per_digit", True, {"weights", "trained"}, GO, {"mixer": "groups", "q_from": "mean"}),
     ("positions", "rope2d", OUTPUT, GO, {}),
     ("positions", "none", OUTPUT, GO, {}),
     ("positions", "rope2d", set(), GO, {"mixer": "mlp"}),
@@ -275,6 +278,10 @@ def test_impossible_values_are_named():
     assert problems(per_digit=True) == ["per_digit"]
     assert problems(per_digit=True, mixer="pool", prefix=0) == ["per_digit"]
     assert problems(per_digit=True, mixer="pool", prefix=0, q_from="mean") == []
+    assert problems(mixer="groups") == ["prefix"]
+    assert problems(mixer="groups", prefix=0) == []
+    assert problems(per_digit=True, mixer="groups", prefix=0) == ["per_digit"]
+    assert problems(per_digit=True, mixer="groups", prefix=0, q_from="mean") == []
     assert "dim" in [key for key, _ in ModelConfig(dim=0).problems()]
 
 
@@ -787,6 +794,20 @@ def test_conv_equals_a_naive_convolution_and_leaves_the_prefix_out():
     torch.testing.assert_close(out[:, 2:], naive.view(2, 9, 4))
 
 
+def groups_of(at: int, side: int, box: tuple[int, int], S: int):
+    """The groups of position `at`, S positions a cell: row, column, box, cell (if S > 1)."""
+    every = range(side * side * S)
+    same = [i for i in every if i % S == at % S]
+    row, col = [i // S // side for i in every], [i // S % side for i in every]
+    yield [i for i in same if row[i] == row[at]]
+    yield [i for i in same if col[i] == col[at]]
+    if box[0]:
+        area = [(y // box[0], x // box[1]) for y, x in zip(row, col)]
+        yield [i for i in same if area[i] == area[at]]
+    if S > 1:
+        yield [i for i in every if i // S == at // S]
+
+
 @pytest.mark.parametrize("digits", [1, 0], ids=["cells", "cells and digits"])
 @pytest.mark.parametrize("side, box", [(4, (2, 2)), (6, (2, 3)), (5, (0, 0))])
 def test_pool_equals_the_formula_of_every_cell(side, box, digits):
@@ -796,24 +817,9 @@ def test_pool_equals_the_formula_of_every_cell(side, box, digits):
     pool, h = Pool(D, box, S), torch.randn(2, len(every), D)
     out = pool(h)
     u, g = F.linear(h, pool.into.weight).split(kinds * D, -1)
-
-    def groups(at):
-        same = [i for i in every if i % S == at % S]
-        row, col = [i // S // side for i in every], [i // S % side for i in every]
-        yield [i for i in same if row[i] == row[at]]
-        yield [i for i in same if col[i] == col[at]]
-        if box[0]:
-            yield [
-                i
-                for i in same
-                if row[i] // box[0] == row[at] // box[0] and col[i] // box[1] == col[at] // box[1]
-            ]
-        if S > 1:
-            yield [i for i in every if i // S == at // S]
-
     for cell in every:
         pooled = []
-        for kind, members in enumerate(groups(cell)):
+        for kind, members in enumerate(groups_of(cell, side, box, S)):
             assert len(members) == side
             part = slice(kind * D, kind * D + D)
             pooled.append(
@@ -822,6 +828,28 @@ def test_pool_equals_the_formula_of_every_cell(side, box, digits):
         torch.testing.assert_close(
             out[:, cell], F.linear(torch.cat(pooled, -1), pool.out.weight), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("digits", [1, 0], ids=["cells", "cells and digits"])
+@pytest.mark.parametrize("side, box", [(4, (2, 2)), (6, (2, 3)), (5, (0, 0))])
+@pytest.mark.parametrize("kind", ["silu", "swiglu"])
+def test_group_mlp_equals_the_formula_of_every_cell(kind, side, box, digits):
+    torch.manual_seed(0)
+    S, D = digits or side, 5  # 2 channels are summed, 3 tell their soft maximum
+    mlp, h = GroupMLP(D, kind, 2.0, 2, box, S), torch.randn(2, side * side * S, D)
+    out = mlp(h)
+    maps = [mlp.line, mlp.line] + [mlp.area] * (box[0] > 0) + [mlp.cell] * (S > 1)
+    for cell in range(side * side * S):
+        u = F.linear(h[:, cell], mlp.up.weight)
+        for members, read in zip(groups_of(cell, side, box, S), maps, strict=True):
+            assert len(members) == side
+            total = h[:, members, :2].sum(1) / side**0.5
+            soft = h[:, members, 2:].exp().mean(1).log()
+            pooled = torch.cat([total, soft], -1)
+            u = u + F.linear(F.silu(F.linear(pooled, read[0].weight)), read[2].weight)
+        gate, value = u.chunk(2, -1) if kind == "swiglu" else (u, 1)
+        naive = F.linear(F.silu(gate) * value, mlp.down.weight)
+        torch.testing.assert_close(out[:, cell], naive, rtol=1e-4, atol=1e-5)
 
 
 def sudoku_moves(side: int, box: tuple[int, int], seed: int) -> torch.Tensor:
@@ -842,9 +870,10 @@ def sudoku_moves(side: int, box: tuple[int, int], seed: int) -> torch.Tensor:
     return (line(box[0])[:, None] * side + line(box[1])[None]).flatten()
 
 
+@pytest.mark.parametrize("mixer", ["pool", "groups"])
 @pytest.mark.parametrize("side, box", [(4, (2, 2)), (6, (2, 3))])
-def test_a_pool_net_turns_with_the_position_symmetries_of_sudoku(side, box):
-    net = make(Shape(side * side, 6, 1, *box), mixer="pool", positions="none", q_from="mean")
+def test_a_net_turns_with_the_position_symmetries_of_sudoku(side, box, mixer):
+    net = make(Shape(side * side, 6, 1, *box), mixer=mixer, positions="none", q_from="mean")
     batch = examples(2, side * side, puzzles=1)
     out = first_step(net, batch)[1]
     for seed in range(3):
@@ -858,8 +887,9 @@ def test_a_pool_net_turns_with_the_position_symmetries_of_sudoku(side, box):
     assert (moved.logits - out.logits[:, broken]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("mixer", ["pool", "groups"])
 @pytest.mark.parametrize("side, box", [(4, (2, 2)), (6, (2, 3))])
-def test_a_net_per_digit_renames_its_answer_with_the_digits(side, box):
+def test_a_net_per_digit_renames_its_answer_with_the_digits(side, box, mixer):
     torch.manual_seed(5)
     digits = torch.cat([torch.arange(2), 2 + torch.randperm(side)])  # padding and blank stay
     batch = examples(2, side * side, side + 2, puzzles=1)
@@ -867,7 +897,7 @@ def test_a_net_per_digit_renames_its_answer_with_the_digits(side, box):
     for per_digit in (True, False):
         net = make(
             Shape(side * side, side + 2, 1, *box),
-            mixer="pool",
+            mixer=mixer,
             positions="none",
             q_from="mean",
             per_digit=per_digit,
@@ -899,8 +929,15 @@ def test_transposing_the_grid_swaps_the_row_and_the_column_weights_of_pool():
     )
 
 
-@pytest.mark.parametrize("mixer", ["conv", "pool"])
-def test_weights_of_conv_and_pool_do_not_depend_on_the_size_of_the_grid(mixer):
+def test_a_group_mlp_turns_with_the_transposition():
+    torch.manual_seed(0)
+    mlp, h = GroupMLP(4, "silu", 2.0, 2, (2, 2)), torch.randn(2, 16, 4)
+    turned = torch.arange(16).view(4, 4).T.flatten()
+    torch.testing.assert_close(mlp(h[:, turned]), mlp(h)[:, turned], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["conv", "pool", "groups"])
+def test_weights_of_conv_pool_and_groups_do_not_depend_on_the_size_of_the_grid(mixer):
     small, large = (
         make(Shape(16, 6), mixer=mixer, positions="none"),
         make(Shape(49, 6), mixer=mixer, positions="none", seed=1),

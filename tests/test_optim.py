@@ -208,6 +208,7 @@ REAL = [
     dict(mixer="mlp", init="learned", positions="learned"),
     dict(mixer="conv", prefix=0, two_nets=True),
     dict(mixer="pool", prefix=0),
+    dict(mixer="groups", prefix=0),
     dict(mixer="conv+attention", two_nets=True),
 ]
 

@@ -454,6 +454,7 @@ def refused(tmp_path, data, model):
 
 def test_nets_that_the_page_cannot_run_are_refused(tmp_path):
     assert "model.mixer = 'attention'" in refused(tmp_path, {}, tiny.ATTENTION)
+    assert "model.mixer = 'groups'" in refused(tmp_path, {}, {"mixer": "groups"})
     both = {"mixer": "conv+attention", "positions": "rope"}
     assert "model.mixer = 'conv+attention'" in refused(tmp_path, MAZE, both)
     assert "data.task = 'grid'" in refused(

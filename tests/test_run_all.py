@@ -58,6 +58,7 @@ def test_trains_the_four_laptop_entries_then_writes_tables_and_picture(clone):
         TRAIN,
         "analyze.py runs/laptop --out runs/laptop/analysis",
         "solve.py runs/laptop/maze_perfect/seed0 --picture runs/laptop/analysis/hero.png",
+        "solve.py runs/laptop/maze_perfect/seed0 --page runs/laptop/analysis/page.html",
     ]
     for entry in ENTRIES:
         assert (ROOT / f"sweeps/laptop/{entry}.toml").exists()
@@ -67,7 +68,7 @@ def test_trains_the_four_laptop_entries_then_writes_tables_and_picture(clone):
 def test_a_failed_entry_stops_neither_tables_nor_pictures(clone):
     done, calls = bash(clone, LAUNCHER="1")
     assert done.returncode == 1 and "not every entry was trained" in done.stderr
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("code", [2, 130])
