@@ -1,6 +1,6 @@
 """Run folders to tables and plots.
 
-    python analyze.py runs/laptop [more folders] [--out results/laptop]
+    python analyze.py runs/laptop [more folders] [--out FOLDER]
 
 Reads the small files of every run folder below (summary.json, config.toml, metrics.jsonl,
 test.npz), never a checkpoint, so plots can be drawn again years later. Seeds of one entry are
@@ -1174,7 +1174,7 @@ def command_line(argv: list[str] | None):
     add(
         "--out",
         type=Path,
-        help="where tables and plots go (default: results/<name of the first folder>)",
+        help="where tables and plots go (default: analysis/ in the first folder)",
     )
     add(
         "--depth",
@@ -1198,9 +1198,10 @@ def command_line(argv: list[str] | None):
 def main(argv: list[str] | None = None) -> int:
     try:
         args = command_line(argv)
-        first = args.roots[0].resolve()
-        one_run = args.depth and (first / "best.pt").exists()
-        out = args.out or Path("results", first.parent.name if one_run else first.name)
+        first = args.roots[0]
+        if args.depth and (first / "best.pt").exists():  # one run: beside its other seeds
+            first = first.resolve().parent
+        out = args.out or first / "analysis"
         if args.rules:
             text, files = decide(args.roots, out)
         elif args.depth:

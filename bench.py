@@ -512,8 +512,8 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--out",
         type=Path,
-        default=Path("results/bench.json"),
-        help="JSON with a key per net and device (default results/bench.json)",
+        default=Path("runs/bench.json"),
+        help="JSON with a key per net and device (default runs/bench.json)",
     )
     return parser.parse_args(argv)
 

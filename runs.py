@@ -825,7 +825,7 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "-uno")
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!results", ":!*.md")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -1100,3 +1100,12 @@ def test_a_gain_is_not_called_a_drop(tmp_path):
     assert answer.startswith(
         "None is shown to hurt; none is below the baseline, nearest is a with +4."
     )
+
+
+def test_tables_go_beside_the_runs_and_never_over_committed_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake(tmp_path / "runs/laptop/maze/seed0")
+    assert analyze.main(["runs/laptop"]) == 0
+    assert (tmp_path / "runs/laptop/analysis/table.md").exists()
+    assert not (tmp_path / "results").exists()
+    assert analyze.main(["runs/laptop"]) == 0, "a second time its own files are no runs"
