@@ -558,7 +558,7 @@ BAD = [  # change of the entry, words of the sentence
     ({"encoder": {"frozen": True, "freeze_steps": 3}}, "never learns"),
     ({"encoder": {"decoder": "nowhere"}}, "no finished run"),
     ({"model": {"mixer": "pool", "prefix": 0, "q_from": "mean"}}, "expected"),
-    ({"model": {"mixer": "groups", "prefix": 0, "q_from": "mean"}}, "canvas has no boxes"),
+    ({"encoder": {"kind": "none"}, "model": {"mixer": "groups", "prefix": 0}}, "no boxes"),
     ({"encoder": {"freeze_steps": -1}}, "at least 0"),
     ({"arc": {"train": "a"}}, "as the other one names one"),
     ({"arc": {"train_tasks": 90}}, "has 14 rules"),
