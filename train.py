@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -868,7 +869,7 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
             write_arrays(run.folder / name, arrays)
         text = json.dumps(summary, indent=1, default=str)
         write_text(run.folder / "summary.json", text + "\n")
-        then = f"; next: python solve.py {run.folder}" if task.solvable else ""
+        then = f"; next: python solve.py {shlex.quote(str(run.folder))}" if task.solvable else ""
         print(f"done   {task.sentence(summary)}")
         print(f"       best checkpoint: {run.folder}/best.pt{then}")
     return summary

@@ -27,7 +27,8 @@ MARKER = re.compile(r"<!-- (\S+\.(?:json|md))(?: ([^:]*))?: ([^>]+?) -->")
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?"
 BRACKET = re.compile(rf"[ %*]*(?: points)?[ *]*\((?:95 % interval )?({NUMBER})(?:-| to )({NUMBER})")
 SHARE = re.compile(
-    r"(halting_)?exact|valid|optimal|cells|copy_exact|copy_cells|top3|ceiling|pass@\d+|\w+_success(@[\d.]+)?"
+    r"(halting_)?exact|valid|optimal|cells|copy_exact|copy_cells|top3|ceiling"
+    r"|pass@\d+|\w+_success(@[\d.]+)?"
 )
 
 

@@ -1,6 +1,7 @@
 """Where the output leads is no reason to stop: full, closed, a pipe to head, few letters."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -114,3 +115,10 @@ def test_without_standard_input_a_puzzle_is_empty(work):
     )
     assert done.returncode == 2 and done.stderr.startswith("error: the puzzle is empty")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_at_the_end_of_a_run_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "two words; $(touch pasted)"
+    tiny.run(folder)
+    (pasted,) = capsys.readouterr().out.partition("next: ")[2].splitlines()
+    assert shlex.split(pasted) == ["python", "solve.py", str(folder)]
