@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from config import SHARED
-from stats import interval, student, wilson
+from stats import interval, markdown, student, wilson
 
 LETTER = {"exact": "e", "cells": "a"}  # of the figures, in the plans
 PASS = 0.90  # exact from which an entry passes
@@ -522,7 +522,7 @@ HEADS = ("entry", "seeds", "steps", "train exact, late", "cells", "copying gets"
 def read(runs: list) -> str:
     """The whole report on finished runs (of analyze.load_runs)."""
     cells = cells_of(runs)
-    text = [*table(cells), ""]
+    text = markdown(list(HEADS), [row(cell) for cell in cells.values()])
     for name, twin in SAME.items():
         if twin in cells:
             text.append(
@@ -564,12 +564,6 @@ def next_entries(verdicts: list[Verdict]) -> list[str]:
     """What the rules that fired ask for, each once."""
     names = [name for verdict in verdicts if verdict.fired for name in verdict.next]
     return list(dict.fromkeys(names))
-
-
-def table(cells: Cells) -> list[str]:
-    """A line of Markdown per cell."""
-    rows = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
-    return rows + [f"| {' | '.join(row(cell))} |" for cell in cells.values()]
 
 
 def row(cell: Cell) -> list[str]:

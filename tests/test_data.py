@@ -644,7 +644,7 @@ def test_redrawn_sudokus_have_other_clues_of_the_same_only_solution():
     assert (again.variants.inputs == inputs).all()
 
 
-@pytest.mark.parametrize("side", [4, 6, 9])
+@pytest.mark.parametrize("side", [4, 6, pytest.param(9, marks=pytest.mark.slow)])
 def test_of_a_redrawn_sudoku_no_old_clue_could_be_spared(side):
     before, labels = generate_sudokus(SudokuConfig(size=side), 6, rng(20), side)
     after = puzzles.redraw_sudokus(before, labels, rng(21))

@@ -212,6 +212,13 @@ def test_cells_are_judged_apart_from_exact_and_beside_what_copying_gets(tmp_path
     assert all(f"{name} is E0b under another name" in text for name in ("E2b", "E3a", "E4b"))
 
 
+def test_an_entry_of_any_name_is_one_cell_of_the_table(tmp_path):
+    cells(tmp_path, {"a|b <i>": 0.5})
+    line = rules.read(analyze.load_runs([tmp_path])).splitlines()[2]
+    assert line.startswith(r"| a\|b &lt;i> | 1 |")
+    assert line.replace(r"\|", "").count("|") == len(rules.HEADS) + 1
+
+
 # ---------------------------------------------------------------- figures
 
 
