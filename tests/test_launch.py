@@ -971,7 +971,7 @@ def test_five_entries_with_two_seeds_run_to_the_end_and_are_analysed(cluster):
     assert all(
         f"finished  five/{name} s{seed}: test " in done.stdout for name in SWEEP for seed in (0, 1)
     )
-    table = (cluster / "results" / "five" / "table.md").read_text()
+    table = (cluster / "runs" / "five" / "analysis" / "table.md").read_text()
     assert all(re.search(rf"^\| {name} \|", table, re.MULTILINE) for name in SWEEP)
     again = submit("sweeps/five", "--seeds=0,1")
     assert (
