@@ -261,6 +261,7 @@ def test_plots_are_written_and_the_same_runs_give_the_same_bytes(tmp_path):
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_real_run_can_be_analysed(tmp_path):
     tiny.run(tmp_path / "runs/baseline/seed0")
     tiny.run(tmp_path / "runs/faster/seed0", train={"lr": 0.02})

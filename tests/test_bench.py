@@ -114,6 +114,7 @@ def test_flop_follow_the_recursion():
     assert step_calls(ModelConfig(continue_loss=True)) == 56
 
 
+@pytest.mark.slow
 def test_arms_are_measured_and_written_down(tmp_path, capsys):
     entry, out = tiny.entry(tmp_path, train={"accumulate": 2}), tmp_path / "results" / "bench.json"
     call = ["--net", str(entry), "--steps", "2", "--device", "cpu", "--out", str(out)]

@@ -157,6 +157,7 @@ def stop_after(monkeypatch, steps: int) -> None:
 
 
 @pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.slow
 def test_gradient_reaches_every_encoder_for_20_steps(kind, tmp_path, monkeypatch):
     cfg = config(kind, {"train": {"steps": 20}})
     run, feed = start(cfg, tmp_path)

@@ -314,6 +314,7 @@ def test_the_rockets_expert_lands_as_measured():
     np.testing.assert_allclose(second_half, u[:, 25:], rtol=1e-6, atol=1e-3)  # Bellman
 
 
+@pytest.mark.slow
 def test_the_pendulum_swings_up_and_the_grid_knows_the_best_side():
     x0, target = ends(PENDULUM, 10)
     x0[:3] = [[np.pi, 0.0], [np.pi - 0.01, 0.0], [np.pi + 0.01, 0.0]]

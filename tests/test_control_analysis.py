@@ -34,6 +34,7 @@ def plot_files(*plots):
 TABLES = {"table.md", "table.csv", "ablation_analysis.json"}
 
 
+@pytest.mark.slow
 def test_a_folder_of_control_runs_becomes_tables_plots_and_sentences(runs, tmp_path, capsys):
     failed = runs / "swiglu_only" / "seed0"
     failed.mkdir(parents=True)

@@ -153,6 +153,7 @@ def test_rows_that_the_run_has_trained_on_are_counted(runs, tmp_path, capsys):
     assert "is not known" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(runs, tmp_path, capsys):
     maze, sudoku = runs / "maze", runs / "sudoku"
     for words, expected in [
@@ -180,6 +181,7 @@ def test_bad_input_is_one_sentence(runs, tmp_path, capsys):
         assert all(part in sentence for part in expected), (words, sentence)
 
 
+@pytest.mark.slow
 def test_the_command_from_a_terminal(runs, tmp_path):
     command = [sys.executable, str(tiny.ROOT / "evaluate.py")]
     done = subprocess.run(

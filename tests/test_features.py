@@ -483,6 +483,7 @@ def test_a_filter_of_another_history_would_not_continue_to_the_same_bits(tmp_pat
     assert tiny.differences(*weights(tmp_path / "whole", tmp_path / "cut")) != []
 
 
+@pytest.mark.slow
 def test_solve_says_that_it_draws_puzzles_only(tmp_path):
     tiny.run(tmp_path, **train_table(steps=2))
     command = [sys.executable, tiny.ROOT / "solve.py", tmp_path]

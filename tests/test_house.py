@@ -115,6 +115,7 @@ def test_config_loads_no_other_file_of_ours():
 
 
 @pytest.mark.parametrize("name", ["layers", "stats", "optim"])
+@pytest.mark.slow
 def test_a_part_loads_no_other_file_of_ours(name):
     assert loaded_by(f"import {name}") - {"torch"} == {name}
 
@@ -123,6 +124,7 @@ def test_the_net_loads_only_its_layers():
     assert loaded_by("import model") - {"torch"} == {"layers", "model"}
 
 
+@pytest.mark.slow
 def test_training_a_maze_loads_nothing_of_other_tasks(tmp_path):
     model = {"mixer": "conv"}
     maze = tiny.entry(tmp_path, data={"task": "maze", "size": 5, "walls": "perfect"}, model=model)

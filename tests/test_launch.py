@@ -191,6 +191,7 @@ def test_a_wrong_slurm_table_is_refused_by_train_and_launcher_in_one_sentence(
 @pytest.mark.parametrize(
     "key", ["partition", "account", "qos", "constraint", "time", "memory", "setup", "options"]
 )
+@pytest.mark.slow
 def test_control_characters_in_the_slurm_table_are_refused(key, here, capsys):
     import train
 
@@ -512,6 +513,7 @@ def test_without_git_the_program_is_copied(clone, here):
     assert sorted(p.name for p in (at / "code").iterdir()) == ["COMMIT", "fresh.py", "train.py"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_copy_knows_the_commit_it_was_made_from(here, monkeypatch):
     tiny.entry(here, train={"steps": 2})
     monkeypatch.setattr(launcher, "commit", lambda: "c0ffee+")

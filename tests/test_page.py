@@ -199,6 +199,7 @@ def test_node_computes_what_pytorch_computes(name, tmp_path):
 
 @needs_chromium
 @pytest.mark.parametrize("name", IN_BROWSER)
+@pytest.mark.slow
 def test_a_browser_computes_what_pytorch_computes(name, tmp_path):
     text, cfg, net = write(name, tmp_path / "page.html")
     question = question_of(cfg)

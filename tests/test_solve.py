@@ -233,6 +233,7 @@ def test_a_puzzle_may_come_as_word_file_or_standard_input(runs, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["maze", "rope"])
+@pytest.mark.slow
 def test_a_net_whose_weights_fit_any_size_takes_other_mazes_and_more_steps(
     runs, name, tmp_path, capsys
 ):
@@ -353,6 +354,7 @@ def test_a_damaged_summary_has_no_hero_picture(runs, content, tmp_path, capsys):
     assert err.count("\n") == 1 and not (tmp_path / "hero.png").exists()
 
 
+@pytest.mark.slow
 def test_pictures_have_the_settings_of_the_library_whatever_the_users_are(runs, tmp_path):
     settings = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")

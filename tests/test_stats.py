@@ -95,6 +95,7 @@ def test_pairing_cancels_what_both_find_hard():
 
 
 @pytest.mark.parametrize("seeds, luck", [(3, 0.0), (3, 0.5), (5, 0.3)])
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_at_least_as_often_as_it_says(seeds, luck):
     """Two nets are equally good in the mean. `luck` is the spread of a seed, in logits.
 

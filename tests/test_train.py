@@ -163,6 +163,7 @@ def test_an_accumulated_run_has_the_losses_of_one_in_one_piece(tmp_path, early):
     ],
     ids=["halting", "slots in step", "slots in turn", "random init", "attention"],
 )
+@pytest.mark.slow
 def test_a_run_that_breaks_and_starts_again_ends_with_the_same_bits(
     settings, tmp_path, monkeypatch, early
 ):
@@ -840,6 +841,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monk
     not sys.platform.startswith("linux"),
     reason="a limit on the size of files stands in for a full disk",
 )
+@pytest.mark.slow
 def test_a_real_write_that_fails_half_way_ends_with_exit_code_3(tmp_path):
     import resource
 
