@@ -563,12 +563,17 @@ class Task:
             ax.axvline(k - 0.5, color="#aaaaaa", lw=0.02 * size, zorder=1)
 
 
-def rank_words(rank: int, count: int, most: str) -> str:
-    """Which of `count` new puzzles one is, that has the most cells to find but `rank`."""
-    if count == 1:
-        return "new"
-    but = f" but {rank}" if rank else ""
-    return f"{most}{but} of {count} new ones"
+def hardest_first(
+    inputs: np.ndarray, labels: np.ndarray, most: str
+) -> Iterator[tuple[np.ndarray, str]]:
+    """New puzzles (N, L), those with the most cells to find first, and words for each.
+
+    most: what such a puzzle has, "the longest path".
+    """
+    count = len(inputs)
+    for rank, at in enumerate((inputs == labels).sum(1).argsort(kind="stable")):
+        but = f" but {rank}" if rank else ""
+        yield inputs[at], "new" if count == 1 else f"{most}{but} of {count} new ones"
 
 
 def _prefixed(name: str, card: dict) -> dict:

@@ -22,7 +22,7 @@ from tasks.base import (
     RowsConfig,
     Split,
     Task,
-    rank_words,
+    hardest_first,
     rng,
 )
 from tasks.files import read_folder
@@ -267,11 +267,9 @@ class Maze(Task):
             raise UserError(f"--size {size}: a perfect maze has an odd number of cells per side")
         g = rng(seed, TEST, 1)  # no split draws from this stream
         inputs, labels = generate_mazes(data, count, g, data.size)
-        drawn = []
-        for rank, at in enumerate((inputs == labels).sum(1).argsort(kind="stable")):
-            which = rank_words(rank, count, "the longest path")
-            drawn.append((inputs[at], f"{which} ({data.walls} walls, seed {seed})"))
-        return drawn
+        about = f"({data.walls} walls, seed {seed})"
+        drawn = hardest_first(inputs, labels, "the longest path")
+        return [(puzzle, f"{which} {about}") for puzzle, which in drawn]
 
     def solution(self, data, inputs: np.ndarray) -> tuple[np.ndarray | None, str]:
         try:

@@ -22,7 +22,7 @@ from tasks.base import (
     RowsConfig,
     Split,
     Task,
-    rank_words,
+    hardest_first,
     rng,
 )
 from tasks.files import read_folder
@@ -225,9 +225,8 @@ class Sudoku(Task):
         g = rng(seed, TEST, 1)  # no split draws from this stream
         inputs, labels = generate_sudokus(data, count, g, data.size)
         drawn = []
-        for rank, at in enumerate((inputs == labels).sum(1).argsort(kind="stable")):
-            which = rank_words(rank, count, "the fewest givens")
-            drawn.append((inputs[at], f"{which} ({(inputs[at] > 1).sum()} givens, seed {seed})"))
+        for puzzle, which in hardest_first(inputs, labels, "the fewest givens"):
+            drawn.append((puzzle, f"{which} ({(puzzle > 1).sum()} givens, seed {seed})"))
         return drawn
 
     def solution(self, data, inputs: np.ndarray) -> tuple[np.ndarray | None, str]:
