@@ -10,6 +10,8 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
+import importlib.util
 import inspect
 import json
 import math
@@ -24,6 +26,26 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+PACKAGES = {"analyze.py": ("numpy", "matplotlib"), "data.py": ("numpy",)}  # the others want torch
+
+
+def say_what_is_missing() -> None:
+    """Where a command of this folder runs without its packages, one sentence and no traceback."""
+    program = getattr(sys.modules["__main__"], "__file__", None)  # None: no file, as in a notebook
+    if not program or Path(program).parent.absolute() != Path(__file__).parent.absolute():
+        return
+    program = Path(program)
+    wanted = PACKAGES.get(program.name, ("numpy", "torch"))
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        venv = (program.parent / ".venv").exists()
+        advice = "source .venv/bin/activate" if venv else "bash run_all.sh makes .venv with it"
+        print(f"error: {missing[0]} is not installed for this Python; {advice}", file=sys.stderr)
+        sys.exit(2)
+
+
+say_what_is_missing()
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,6 +70,7 @@ FREE = {
     "train.device",
     "train.threads",
     "train.wandb",
+    "train.tensorboard",
 }
 SHARED = FREE | {"seed"}  # what the seeds of one entry may differ in
 LARGEST = 1e37  # of all numbers: an optimizer divides a rate by 1 - beta and computes in float32
@@ -142,23 +165,30 @@ def parse_value(text: str, kind):
 
 
 def comments(cls) -> dict[str, str]:
-    """The help text of each field: the comment behind it, or else the comment lines above it."""
+    """The help text of each field, those of the class's bases included."""
     found = {}
     for base in reversed(cls.__mro__):
-        try:
-            source = textwrap.dedent(inspect.getsource(base))
-        except (OSError, TypeError):  # a class of no file, such as object
+        found |= own_comments(base)
+    return found
+
+
+@functools.cache  # reading the source again is what a command line would wait for most
+def own_comments(cls) -> dict[str, str]:
+    """{field: the comment behind it, or else the comment lines above it}, its own fields alone."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # a class of no file, such as object
+        return {}
+    found, lines = {}, source.splitlines()
+    for node in ast.parse(source).body[0].body:
+        if not isinstance(node, ast.AnnAssign):
             continue
-        lines = source.splitlines()
-        for node in ast.parse(source).body[0].body:
-            if not isinstance(node, ast.AnnAssign):
-                continue
-            behind = lines[node.end_lineno - 1].partition("  # ")[2]
-            above, at = [], node.lineno - 2
-            while lines[at].startswith("    # "):
-                above.insert(0, lines[at].removeprefix("    # "))
-                at -= 1
-            found[node.target.id] = behind or " ".join(above)
+        behind = lines[node.end_lineno - 1].partition("  # ")[2]
+        above, at = [], node.lineno - 2
+        while lines[at].startswith("    # "):
+            above.insert(0, lines[at].removeprefix("    # "))
+            at -= 1
+        found[node.target.id] = behind or " ".join(above)
     return found
 
 
@@ -318,26 +348,36 @@ def read_layers(entry: Path) -> list[tuple[str, dict]]:
     """(file, its tables) of the entry, and before it of its base, if it has one.
 
     `base` names another entry, relative to this one; relative to the file that a link points to,
-    where there is none beside the link. It has one level, so two files tell all.
+    where there is none beside the link. That entry may have a base of its own.
     """
     refuse_name(entry)
-    own = read_toml(entry)
-    if "base" not in own:
-        return [(str(entry), own)]
-    base = own.pop("base")
+    layers, chain, file = [], [], entry
+    while file:
+        chain.append(os.path.realpath(file))
+        if chain[-1] in chain[:-1]:
+            names = " -> ".join(os.path.relpath(one) for one in chain)
+            raise UserError(f"{entry}: base leads back to itself: {names}")
+        tables = read_toml(file)
+        below = base_of(file, tables)
+        if layers:
+            for key in ("hypothesis", "expected"):
+                tables.pop(key, None)
+        layers.insert(0, (str(file), tables))
+        file = below
+    return layers
+
+
+def base_of(file: Path, tables: dict) -> Path | None:
+    """The entry that an entry builds on. The key leaves its tables. Raises UserError."""
+    if "base" not in tables:
+        return None
+    base = tables.pop("base")
     if not isinstance(base, str) or not base or beyond(base):
-        raise UserError(f"{entry}: base = {shown(base)}, expected the path of another entry")
-    below = entry.parent / base
-    if not os.path.exists(below) and entry.is_symlink():
-        below = entry.resolve().parent / base
-    tables = read_toml(below)
-    if "base" in tables:
-        raise UserError(
-            f"{below}: has a base of its own, but {entry} builds on it; base has one level"
-        )
-    for key in ("hypothesis", "expected"):
-        tables.pop(key, None)
-    return [(str(below), tables), (str(entry), own)]
+        raise UserError(f"{file}: base = {shown(base)}, expected the path of another entry")
+    below = file.parent / base
+    if not os.path.exists(below) and file.is_symlink():
+        below = file.resolve().parent / base
+    return below
 
 
 def origins(layers: list[tuple[str, dict]]) -> dict[tuple[str, str], str]:
@@ -363,7 +403,7 @@ def overlay(cls, layers: list[tuple[str, dict]], last: str):
     values: dict = {}
     for where, layer in layers:
         check_layer(layer, cls, where)
-        values = merge(values, layer)
+        values = merge(without_files(values, layer), layer)
     cfg, origin = build(cls, values), origins(layers)
     for table, key, expected in cfg.problems():
         where = origin.get((table, key), f"{last} (default)")
@@ -371,6 +411,14 @@ def overlay(cls, layers: list[tuple[str, dict]], last: str):
         place = f"{where} [{table}]" if table else where
         raise UserError(f"{place}: {key} = {shown(getattr(owner, key))}, expected {expected}")
     return cfg
+
+
+def without_files(values: dict, layer: dict) -> dict:
+    """The values below a layer. If it says data.generate = true, they name no files any more."""
+    if layer.get("data", {}).get("generate") is not True or "data" not in values:
+        return values
+    table = {key: value for key, value in values["data"].items() if not key.endswith("_path")}
+    return values | {"data": table}
 
 
 def refuse_problems(table, name: str) -> None:
@@ -411,12 +459,13 @@ def add_keys(
 ) -> dict[str, type]:
     """An option for every key of some configs, its comment as help: {"train.steps": int, ...}
 
-    A key that several configs have is added once. `table`: the one that all these keys are in.
+    A key that several configs have is added once. `hidden`: keys to leave out, with their table.
+    `table`: the one that all these keys are in.
     """
     kinds, groups = {}, {}
     for cls in classes:
         for key, field, text in keys_of(cls, table):
-            if field.name in hidden or key in kinds:
+            if key in hidden or key in kinds:
                 continue
             kinds[key] = field.type
             name = key.rpartition(".")[0]
@@ -460,6 +509,10 @@ def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Nam
         table = key.partition(".")[0]
         beside = [known for known in kinds if known.startswith(f"{table}.")]
         advice = nearest(key, beside or [*kinds, *options])
+        same = [option for option in options if option == f"{key}s"]
+        same += [known for known in kinds if known.partition(".")[2] == key]
+        if same:
+            advice = f", did you mean {' or '.join(f'--{known}' for known in same)}?"
         if not beside and "did you mean" not in advice:
             advice = "; --help lists the keys that this entry can have"
         fail(f"unknown key {shown(word)}{advice}")
@@ -472,12 +525,93 @@ def command_line(cls, argv: list[str], description: str) -> tuple[Path, dict]:
 
     --help lists every key that this entry can have.
     """
-    parser = make_parser("train.py", description)
-    parser.add_argument("entry", type=Path, help="an entry, for example sweeps/maze_baseline.toml")
+    argv = with_entry(argv)
+    layers = hints(argv)
     if hasattr(cls, "variant"):
-        cls = cls.variant(hints(argv))
-    found, overrides = parse(parser, argv, add_keys(parser, [cls]))
+        cls = cls.variant(layers)
+    parser = make_parser("train.py", description + own_values(cls, layers))
+    parser.usage = "train.py ENTRY [--KEY=VALUE ...]"
+    words = "an entry, for example sweeps/maze_baseline.toml, or the name of one in sweeps/"
+    parser.add_argument("entry", type=Path, help=words)
+    kinds = add_keys(parser, [cls])
+    found, overrides = parse(parser, argv, kinds)
+    for key, text in vars(found).items():
+        if kinds.get(key) in (bool, int, float) and "," in text:
+            option = "seeds" if key == "seed" else key
+            raise UserError(
+                f"command line: {key} = {text!r}, expected one value here; "
+                f"python -m submitit_launch {found.entry} --{option}={text} trains a run for each"
+            )
     return found.entry, overrides
+
+
+def with_entry(argv: list[str]) -> list[str]:
+    """The words of a command line, with an entry that is named alone as the file that it is."""
+    for at, word in enumerate(argv):
+        before = argv[at - 1] if at else ""
+        is_value = before.startswith("--") and "=" not in before
+        if not word.startswith("-") and not is_value:
+            return [*argv[:at], named_entry(word), *argv[at + 1 :]]
+    return argv
+
+
+SWEEPS = Path(__file__).parent / "sweeps"
+
+
+def named_entry(word: str) -> str:
+    """The file of an entry in sweeps/, for its name alone. Raises UserError.
+
+    What has a folder or an ending, or is a file, stays as it is.
+    """
+    if "/" in word or "." in word or os.path.exists(word) or not SWEEPS.is_dir():
+        return word
+    every = {path: path.stem for path in sorted(SWEEPS.rglob("*.toml"))}
+    found = [os.path.relpath(path) for path, stem in every.items() if stem == word]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{word}: several entries have this name, expected one of {listed(found)}")
+    close = difflib.get_close_matches(word, every.values(), 3, 0.5)
+    near = [os.path.relpath(path) for path, stem in every.items() if stem in close]
+    advice = f"did you mean {listed(near)}?" if near else "python train.py lists them"
+    raise UserError(f"{word}: no such entry; {advice}")
+
+
+def listed(names: list[str]) -> str:
+    return " or ".join(names)
+
+
+def entries_text() -> str:
+    """The entries in sweeps/, each with its hypothesis, folder by folder."""
+    lines = []
+    for folder in sorted({path.parent for path in SWEEPS.rglob("*.toml")}):
+        lines += ["", f"{os.path.relpath(folder)}/"]
+        for path in sorted(folder.glob("*.toml")):
+            words = textwrap.shorten(read_toml(path)["hypothesis"], 92, placeholder=" ...")
+            lines.append(f"  {path.stem:22} {words}")
+    return "\n".join(lines[1:])
+
+
+MOST_USED = ("train.steps", "train.batch_size", "train.lr", "train.threads", "data.size")
+MOST_USED += ("model.dim", "model.T", "model.n", "seed", "out")
+
+
+def own_values(cls, layers: list[tuple[str, dict]]) -> str:
+    """What an entry says beside the defaults, for its --help: the keys that are used most first."""
+    if not layers:
+        return ""
+    values: dict = {}
+    for _, layer in layers:
+        values = merge(values, layer)
+    own, defaults = flat_tables(values), flatten(cls())
+    keys = [key for key in MOST_USED if key in defaults]
+    keys += [key for key in own if key in defaults and key not in (*keys, "hypothesis")]
+    lines = ["", f"Values of {layers[-1][0]}:"]
+    for key in keys:
+        value, default = own.get(key, defaults[key]), defaults[key]
+        beside = "" if value == default else f"(default {toml_value(default)})"
+        lines.append(f"  --{key + '=' + toml_value(value):38} {beside}".rstrip())
+    return "\n".join(lines)
 
 
 def hints(argv: list[str]) -> list[tuple[str, dict]]:
@@ -652,3 +786,7 @@ def slurm_config(entry: Path, overrides: dict | None = None) -> SlurmConfig:
             raise UserError(f"{where}: slurm = {shown(layer['slurm'])}, expected a table [slurm]")
     tables = [(f"{where} [slurm]", layer.get("slurm", {})) for where, layer in layers]
     return overlay(SlurmConfig, tables, f"{entry} [slurm]")
+
+
+if __name__ == "__main__":
+    raise SystemExit("config.py is a part to import; python train.py begins, README.md says more")

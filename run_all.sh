@@ -34,7 +34,8 @@ case "${1:-all}" in
     setup
     $PY -m ruff check -q .
     $PY -m ruff format -q --check .
-    exec $PY -m pytest -q -rs tests ;;  # -rs: which tests were skipped, and why
+    # a process per core; -rs: which tests were skipped, and why
+    exec $PY -m pytest -q -rs -n auto --maxprocesses 8 --dist worksteal tests ;;
   all)
     setup
     echo "train  two entries at a time, one thread each"

@@ -149,7 +149,7 @@ def run_folder(cfg, entry: Path) -> Path:
 def check_same(folder: Path, cfg, free: set[str] = FREE) -> None:
     """Refuse (UserError) a folder of another configuration; keys in `free` may differ.
 
-    Data files may lie elsewhere if their bytes are the same. A folder without a checkpoint or a
+    Files may lie elsewhere if their bytes are the same. A folder without a checkpoint or a
     summary holds nothing to protect.
     """
     kept = ("ckpt.pt", "best.pt", "summary.json")
@@ -164,12 +164,12 @@ def refuse_difference(folder: Path, old: dict, cfg, free: set[str] = FREE) -> No
 
     A key younger than the folder had its default there.
     """
-    defaults, files = flatten(type(cfg)()), cfg.task.files(cfg)
+    defaults, files = flatten(type(cfg)()), cfg.files()
     for key, value in flatten(cfg).items():
         before = old.get(key, defaults[key])
         if key in free or before == value:
             continue
-        if key in files and same_bytes(folder, key, value):
+        if key in files and same_bytes(folder, key, files[key]):
             continue
         was, now = json.dumps(before), json.dumps(value)
         word = before if isinstance(before, str) else was
@@ -180,7 +180,7 @@ def refuse_difference(folder: Path, old: dict, cfg, free: set[str] = FREE) -> No
 
 
 def same_bytes(folder: Path, key: str, source: str) -> bool:
-    """Whether a data file has the bytes that the checkpoint of a folder was trained on."""
+    """Whether a file has the bytes that the checkpoint of a folder was trained on."""
     try:
         files = load(folder / "ckpt.pt").get("files", {})
         return files.get(key) == digest_of_files(source)
@@ -484,14 +484,15 @@ def step_of(line: str) -> int | None:
 
 
 class Log:
-    """metrics.jsonl of rank 0, and wandb if asked for. Other ranks write nothing."""
+    """metrics.jsonl of rank 0, wandb and TensorBoard if asked for. Other ranks write nothing."""
 
-    def __init__(self, run, wandb):
-        self.run, self.file, self.watch = run, None, None
+    def __init__(self, run, watchers: list):
+        """watchers: see `import_watchers`."""
+        self.run, self.file, self.watchers = run, None, []
         if run.lead:
             cut_metrics(run.folder / "metrics.jsonl", run.step)
             self.file = open(run.folder / "metrics.jsonl", "a", encoding="utf-8")
-            self.watch = start_wandb(wandb, run) if wandb else None
+            self.watchers = [watcher(package, run) for watcher, package in watchers]
 
     def record(self, split: str, line: dict) -> None:
         """A line of "train" or "val" figures."""
@@ -507,8 +508,8 @@ class Log:
                 f"cannot write {self.file.name} ({e.strerror}); "
                 f"last good checkpoint: {last_good(run.folder)}"
             ) from e
-        if self.watch:
-            self.watch.log(numbers(split, line), step=run.step)
+        for watcher in self.watchers:
+            watcher.log(numbers(split, line), run.step)
 
     def close(self) -> None:
         if self.file:
@@ -516,10 +517,9 @@ class Log:
                 self.file.close()
 
     def finish(self, summary: dict) -> None:
-        """The test figures, for wandb."""
-        if self.watch:
-            self.watch.summary.update(numbers("test", summary["test"]))
-            self.watch.finish()
+        """The test figures, for wandb and TensorBoard."""
+        for watcher in self.watchers:
+            watcher.finish(numbers("test", summary["test"]), summary["best_step"])
 
 
 def short(value):
@@ -528,7 +528,7 @@ def short(value):
 
 
 def numbers(split: str, line: dict) -> dict:
-    """{"train/loss": 0.5, ...}: what wandb draws."""
+    """{"train/loss": 0.5, ...}: what wandb and TensorBoard draw."""
     kept = {key: value for key, value in line.items() if isinstance(value, (int, float))}
     return {f"{split}/{key}": value for key, value in kept.items()}
 
@@ -548,16 +548,64 @@ def import_wandb(project: str):
         ) from None
 
 
-def start_wandb(wandb, run):
+def import_tensorboard(wanted: bool):
+    """The module, or None where nobody asks for it. Raises UserError where it is not installed."""
+    if not wanted:
+        return None
+    try:
+        from torch.utils import tensorboard
+
+        return tensorboard
+    except ImportError:
+        raise UserError(
+            "train.tensorboard = true, but tensorboard is not installed; pip install tensorboard, "
+            "or leave the key out"
+        ) from None
+
+
+def import_watchers(cfg) -> list[tuple]:
+    """(class, package) of all that a TrainConfig wants to be told. Raises UserError."""
+    wandb, tensorboard = import_wandb(cfg.wandb), import_tensorboard(cfg.tensorboard)
+    wanted = [(Wandb, wandb), (TensorBoard, tensorboard)]
+    return [(watcher, package) for watcher, package in wanted if package]
+
+
+class Wandb:
     """A run of Weights & Biases that a resumed run continues."""
-    return wandb.init(
-        project=run.cfg.train.wandb,
-        name=f"{run.folder.parent.name}-{run.folder.name}",
-        config=flatten(run.cfg),
-        dir=str(run.folder),
-        resume="allow",
-        id=str(run.folder.resolve()).replace("/", "_")[-60:],
-    )
+
+    def __init__(self, wandb, run):
+        self.run = wandb.init(
+            project=run.cfg.train.wandb,
+            name=f"{run.folder.parent.name}-{run.folder.name}",
+            config=flatten(run.cfg),
+            dir=str(run.folder),
+            resume="allow",
+            id=str(run.folder.resolve()).replace("/", "_")[-60:],
+        )
+
+    def log(self, values: dict, step: int) -> None:
+        self.run.log(values, step=step)
+
+    def finish(self, values: dict, step: int) -> None:
+        self.run.summary.update(values)
+        self.run.finish()
+
+
+class TensorBoard:
+    """tensorboard/ in the run folder. A resumed run hides what it writes again."""
+
+    def __init__(self, tensorboard, run):
+        folder = str(run.folder / "tensorboard")
+        self.writer = tensorboard.SummaryWriter(folder, purge_step=run.step + 1)
+
+    def log(self, values: dict, step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def finish(self, values: dict, step: int) -> None:
+        self.log(values, step)
+        self.writer.close()
 
 
 # ---------------------------------------------------------------- where we are
@@ -687,12 +735,11 @@ def make_world(cfg) -> World:
     if size > 1 and not dist.is_initialized():
         join_group(kind)
     if cfg.dtype == "auto":
-        bf16 = kind == "cuda" or (kind == "cpu" and cpu_has_bf16())
-        dtype = torch.bfloat16 if bf16 else torch.float32
+        dtype = torch.bfloat16 if kind == "cuda" else torch.float32
     else:
         dtype = getattr(torch, cfg.dtype)
     device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-    compiled = cfg.compile == "on" or (cfg.compile == "auto" and kind == "cuda")
+    compiled = cfg.compile in ("on", "graphs") or (cfg.compile == "auto" and kind == "cuda")
     fault = cache_fault()
     if compiled:
         fault = fault or compiler_fault(device)
@@ -920,3 +967,7 @@ class Signals:
         if callable(handler) and handler is not signal.default_int_handler:
             handler(number, None)
         raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    raise SystemExit("runs.py is a part to import; python train.py begins, README.md says more")

@@ -8,12 +8,19 @@ entry as they are now, in OUT/.launch/<time>/; it continues after preemption and
 same command again says where each run is and submits only what is neither finished nor running nor
 queued. Keys of train.py go to every entry; [slurm]: command line > entry > sweeps/slurm.toml.
 
+Several values make a grid, with a folder for each point, like NAME/lr=0.001,dim=32/seed0:
+
+    python -m submitit_launch sweeps/grid/lights_out.toml --train.lr=1e-3,3e-3 --model.dim=32,64
+
 Exit codes: 0 submitted, or with --wait and --local all finished; 1 a run failed, or SLURM took
 only some of them; 2 bad input, nothing is submitted; 130 Ctrl-C.
 """
 
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
+
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -44,11 +51,13 @@ from config import (
     make_parser,
     minutes,
     parse,
+    parse_value,
     quiet_output,
     read_layers,
     shell_words,
     slurm_config,
     to_toml,
+    toml_value,
 )
 from runs import Lock, TrainingError, check_same, commit, holder_of, run_folder, write_text
 from stats import visible
@@ -117,19 +126,25 @@ def entry_files(paths: list[Path]) -> list[Path]:
     return files
 
 
-def plan_runs(entries: list[Path], seeds: str, overrides: dict, local: bool) -> list[Run]:
-    """Every entry with every seed, all checked. Raises UserError."""
+def plan_runs(
+    entries: list[Path], seeds: str, points: list[tuple[str, dict]], local: bool
+) -> list[Run]:
+    """Every entry with every seed at every point of a grid, all checked. Raises UserError.
+
+    points: (name of its folder, overrides); one without a name where there is no grid.
+    """
     if seeds and not re.fullmatch(r"\d+(,\d+)*", seeds):
         raise UserError(
             f"command line: --seeds={seeds}, expected numbers with commas between, like 0,1,2"
         )
     chosen = [{"seed": int(seed)} for seed in seeds.split(",")] if seeds else [{}]
     runs: dict[Path, Run] = {}
-    for entry in entry_files(entries):
+    for entry, (point, overrides) in itertools.product(entry_files(entries), points):
         slurm = slurm_config(entry, overrides)
         for seed in chosen:
             cfg = load_config(train.Config, entry, overrides | seed)
-            run = Run(entry, cfg, slurm, run_folder(cfg, entry))
+            folder = run_folder(cfg, entry)
+            run = Run(entry, cfg, slurm, folder.parent / point / folder.name)
             check_name(run)
             if run.folder in runs:
                 raise UserError(
@@ -166,9 +181,18 @@ def check_processes(run: Run) -> None:
 def missing_data(runs: list[Run]) -> str:
     """What the first run that cannot start lacks, as a sentence; empty: nothing is missing."""
     for run in runs:
-        if missing := run.cfg.task.missing(run.cfg):
+        missing = run.cfg.task.missing(run.cfg)
+        if missing := missing or missing_weights(run):
             return f"{run.entry}: {missing}"
     return ""
+
+
+def missing_weights(run: Run) -> str:
+    """The weights that a run lacks to begin, as a sentence. One that has begun needs none."""
+    path = run.cfg.init_file
+    if not run.cfg.train.init or os.path.exists(run.folder / "ckpt.pt") or os.path.exists(path):
+        return ""
+    return f"train.init needs {path}, but there is no such file; train that run first"
 
 
 # ---------------------------------------------------------------- where a run is
@@ -833,12 +857,73 @@ def config_classes(argv: list[str]) -> list[type]:
     return list(dict.fromkeys(found)) or [train.Config.variant(given)]
 
 
+def grid(argv: list[str], kinds: dict[str, type]) -> list[tuple[str, list[str]]]:
+    """The points of the grid on a command line, each a name and a command line of its own.
+
+    --train.lr=1e-3,3e-3 --model.dim=32,64 has four: "lr=0.001,dim=32", ... A name says the values
+    of the keys that have several. Where a text is wanted, a comma is part of it. Raises UserError.
+    """
+    axes: list[list[tuple[str, str]]] = []  # of a word: (key=value, word), one for each value
+    several = []
+    for word in joined_words(argv, kinds):
+        key, _, text = word.removeprefix("--").partition("=")
+        values = [text]
+        wants_text = kinds.get(key, str) is str or key.startswith("slurm.")
+        if word.startswith("--") and not wants_text:
+            values = text.split(",")
+        if len(values) == 1:
+            axes.append([("", word)])
+            continue
+        parsed = [parse_value(value, kinds[key]) for value in values]
+        if len(set(parsed)) < len(parsed):
+            raise UserError(f"command line: {word}: a value stands there twice")
+        several.append(key)
+        axes.append([(f"{key}={plain(value)}", f"--{key}={plain(value)}") for value in parsed])
+    last = [key.rpartition(".")[2] for key in several]
+    points = []
+    for choice in itertools.product(*axes):
+        named = [name_of_value(name, last) for name, _ in choice if name]
+        points.append((",".join(named), [word for _, word in choice]))
+    return points
+
+
+def joined_words(argv: list[str], kinds: dict[str, type]) -> list[str]:
+    """--key value as one word, --key=value, for the keys of a configuration."""
+    words = []
+    for word in argv:
+        before = words[-1] if words else ""
+        if before.startswith("--") and before.removeprefix("--") in kinds:
+            words[-1] = f"{before}={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def name_of_value(text: str, last: list[str]) -> str:
+    """ "train.lr=0.001" -> "lr=0.001"; with its table where another key ends in the same word.
+
+    Every run has a seed of its own beside it.
+    """
+    key, _, value = text.partition("=")
+    short = key.rpartition(".")[2]
+    alone = last.count(short) == 1 and short != "seed"
+    return f"{short if alone else key}={value}"
+
+
+def plain(value) -> str:
+    """A value of a key as a folder's name says it: 0.001, true, muon."""
+    return value if isinstance(value, str) else toml_value(value)
+
+
 def read_command_line(argv: list[str]):
-    """(options of the launcher, overrides as nested dicts). Raises UserError."""
+    """(options of the launcher, the points of the grid: see plan_runs). Raises UserError."""
     parser = launcher_parser()
     kinds = add_keys(parser, config_classes(argv), OWN_KEYS)
     kinds |= add_keys(parser, [SlurmConfig], OWN_KEYS, "slurm")
-    args, overrides = parse(parser, argv, kinds)
+    points = []
+    for name, words in grid(argv, kinds):
+        args, overrides = parse(parser, words, kinds)
+        points.append((name, overrides))
     if not args.entries:
         raise UserError(
             "command line: no entry, expected .toml files or folders of them, like sweeps/ablation/"
@@ -850,18 +935,21 @@ def read_command_line(argv: list[str]):
             f"command line: --jobs={args.jobs}, expected --local beside it; "
             "on SLURM it is --slurm.max_parallel"
         )
-    return args, overrides
+    return args, points
 
 
 def command(argv: list[str]) -> int:
-    args, overrides = read_command_line(argv)
-    runs = plan_runs(args.entries, args.seeds, overrides, args.local)
+    args, points = read_command_line(argv)
+    runs = plan_runs(args.entries, args.seeds, points, args.local)
     slots, states = make_slots(args.jobs or 1), states_of(runs)
     for run, (state, note) in zip(runs, states):
         print(f"{state:9} {run.name} -> {run.folder}" + (f": {note}" if note else ""))
         if state == "failed":
             print_log(run, note, sys.stdout)
     todo = left_to_do(runs, states)
+    if not args.dry_run:
+        for run in todo:
+            run.cfg.task.fetch(run.cfg)
     missing = missing_data(todo)
     if args.dry_run:
         dry_run(runs, todo, args.local)

@@ -9,6 +9,8 @@ Exit codes: 0 finished, 2 bad input, 3 training failed (non-finite loss, disk fu
 128 + signal stopped by a signal, after a checkpoint where there is something to save.
 """
 
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
+
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +21,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -28,7 +30,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import data
@@ -38,6 +39,7 @@ from config import (
     UserError,
     build,
     command_line,
+    entries_text,
     flatten,
     known_only,
     load_config,
@@ -48,8 +50,8 @@ from config import (
     to_toml,
 )
 from evaluate import rows_within_training
-from model import Carry, ModelConfig, complexity
-from optim import GrokFast, make_ema, make_optimizers, schedule, set_rates
+from model import TRM, Carry, ModelConfig, complexity
+from optim import EMA, GrokFast, make_optimizers, schedule, set_rates
 from runs import (
     Agreement,
     Lock,
@@ -64,7 +66,7 @@ from runs import (
     check_same,
     digest_of_files,
     hardware,
-    import_wandb,
+    import_watchers,
     last_good,
     load,
     locked,
@@ -89,6 +91,9 @@ MOST = {
     "eval_steps": 10_000,
     "threads": 1024,
 }
+# Keys of [model] that shape the weights: where one differs, those of another run do not fit.
+SHAPING = ("dim", "n_layers", "two_nets", "mixer", "prefix", "positions", "mlp", "expansion")
+SHAPING += ("position_expansion", "multiple", "init")
 RATES = {  # and the decay that each is multiplied by
     "lr": "weight_decay",
     "muon_lr": "muon_weight_decay",
@@ -136,11 +141,19 @@ class TrainConfig:
     log_every: int = 20  # steps between lines of metrics.jsonl, the loop's only host sync
     ckpt_minutes: float = 5.0  # wall-clock time between checkpoints
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
-    # activations; auto: bfloat16 on CUDA and on CPUs with bf16 units
+    # activations; auto: bfloat16 on CUDA, float32 elsewhere. On CPUs, even those with bf16 units,
+    # bfloat16 is slower with most nets here, and costs accuracy; bench.py measures it
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the net; auto: on CUDA
+    # torch.compile of the net; auto: on CUDA. graphs: of a whole recursion, as a CUDA graph, for
+    # nets so small that a GPU waits for the next call
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
     threads: int = 0  # CPU threads; 0: torch's choice
+    # run folder or best.pt with the first weights, {seed} in it stands for the seed; empty: none
+    init: str = ""
+    # which weights of it: the averaged ones, where it has them, or those of the optimizer
+    init_weights: Literal["ema", "raw"] = "ema"
     wandb: str = ""  # Weights & Biases project, if wandb is installed; empty: none
+    tensorboard: bool = False  # a folder tensorboard/ in the run's, if tensorboard is installed
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Impossible values as (key, what was expected)."""
@@ -233,6 +246,17 @@ class Config:
         return tasks.get(self.data.task)
 
     @property
+    def init_file(self) -> str:
+        """The best.pt that train.init names."""
+        path = self.train.init.replace("{seed}", str(self.seed))
+        return path if path.endswith(".pt") else os.path.join(path, "best.pt")
+
+    def files(self) -> dict[str, str]:
+        """The keys that name files, and those files: their bytes count, not their place."""
+        files = self.task.files(self)
+        return files | {"train.init": self.init_file} if self.train.init else files
+
+    @property
     def eval_steps(self) -> int:
         """Supervision steps of an evaluation."""
         return self.train.eval_steps or self.model.n_sup
@@ -272,7 +296,7 @@ class Run:
     world: World
     shape: dict  # of the data: what the net was made for
     net: torch.nn.Module
-    ema: AveragedModel | None
+    ema: EMA | None
     optimizers: list[torch.optim.Optimizer]
     grokfast: GrokFast | None
     flop: float  # of a step; 0: unknown
@@ -288,9 +312,12 @@ class Run:
     bad: Tensor | None = None
     mark: tuple[float, float] = (0.0, 0.0)  # wall and CPU clock when time was last booked
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the data files, by key
+    # where the first weights are from: {"file", "sha256", "step", "weights"}; None: the seed
+    init: dict | None = None
     # what computed which steps: {"from", "to", "commit", "code", "hardware"}
     stretches: list[dict] = field(default_factory=list)
     lock: Lock | None = None  # of the folder; held by rank 0
+    before_step: "Callable[[Run], None] | None" = None  # see train
 
     @property
     def every(self) -> int:
@@ -314,30 +341,87 @@ class Run:
 
 
 def make_run(cfg: Config, folder: Path, world: World, dataset: data.Dataset) -> Run:
-    """Fresh weights from the seed, averaged copy, optimizers."""
+    """Fresh weights from the seed, or those of train.init; averaged copy, optimizers."""
     tc = cfg.train
     torch.manual_seed(cfg.seed)
     net = cfg.task.make_net(cfg, dataset.shape, world.dtype).to(world.device)
-    flop = cfg.task.flop(cfg, net)
+    flop, init = cfg.task.flop(cfg, net), None
     if not os.path.exists(folder / "ckpt.pt"):  # Path.exists raises where we may not look
         cfg.task.prepare(net, cfg, dataset)
-    ema = make_ema(net, tc.ema, tc.ema_warmup) if tc.ema else None
+        init = load_init(net, cfg) if tc.init else None
+    ema = EMA(net, tc.ema, tc.ema_warmup) if tc.ema else None
+    if ema and init:
+        ema.n_averaged += 1  # the loaded weights count: the first update does not replace them
     grokfast = None
     if tc.grokfast != "none":
         strength = tc.grokfast_alpha, tc.grokfast_lambda, tc.grokfast_window
         grokfast = GrokFast(tc.grokfast, *strength)
     if world.compiled:
-        compile_net(net)
-        if ema:
-            compile_net(ema.module)
+        for each in (net, ema.module) if ema else (net,):
+            compile_net(each, tc.compile == "graphs")
     optimizers = make_optimizers(net, tc, net.rates())
-    return Run(cfg, folder, world, dataset.shape, net.train(), ema, optimizers, grokfast, flop)
+    run = Run(cfg, folder, world, dataset.shape, net.train(), ema, optimizers, grokfast, flop)
+    run.init = init
+    return run
 
 
-def compile_net(net: torch.nn.Module) -> None:
-    """torch.compile of the part that is applied recursively."""
+def load_init(net: torch.nn.Module, cfg: Config) -> dict:
+    """The weights of train.init into a net. Returns where they are from.
+
+    Every tensor has to be there under its name and in its shape. Raises UserError.
+    """
+    path, kind = cfg.init_file, cfg.train.init_weights
+    try:
+        state = load(Path(path), "cpu", {"config", "step", "raw", "ema"})
+        digest = digest_of_files(path)
+    except UserError as e:
+        raise UserError(f"train.init: {e}") from None
+    if state[kind] is None:
+        kind = "raw"
+    misfit = misfit_of(net.state_dict(), state[kind])
+    if misfit:
+        key = shaping_key(cfg, state["config"])
+        first = key or f"train.init = {cfg.train.init!r} does not fit"
+        raise UserError(f"{first}: {misfit} of {path}")
+    net.load_state_dict(state[kind])
+    return {"file": path, "sha256": digest, "step": state["step"], "weights": kind}
+
+
+def misfit_of(own: dict[str, Tensor], other: dict[str, Tensor]) -> str:
+    """The first tensor that one state dict lacks or has in another shape; empty: they fit."""
+    for name in [*own, *other]:
+        if name not in other:
+            return f"the net has a tensor {name}, expected the tensors"
+        if name not in own:
+            return f"the net has no tensor {name}, expected the tensors"
+        here, there = tuple(own[name].shape), tuple(other[name].shape)
+        if here != there:
+            return f"{name} has the shape {here}, expected {there}, that"
+    return ""
+
+
+def shaping_key(cfg: Config, other: dict) -> str:
+    """The first key of [model] that shapes weights and differs from another run's, in words."""
+    own = flatten(cfg)
+    for name in SHAPING:
+        key = f"model.{name}"
+        if key in own and key in other and own[key] != other[key]:
+            return f"{key} = {own[key]!r}, expected {other[key]!r}"
+    return ""
+
+
+def compile_net(net: torch.nn.Module, graphs: bool = False) -> None:
+    """torch.compile of the part that is applied recursively.
+
+    graphs: of a recursion of a TRM, replayed as a CUDA graph.
+    """
     # a graph for each batch size, with and without gradient, of net and averaged net
     torch._dynamo.config.recompile_limit = 32
+    if graphs and isinstance(net, TRM):
+        recurse = torch.compile(net.recurse, mode="reduce-overhead", dynamic=False)
+        # The next replay overwrites the memory of a graph: clones leave it.
+        net.recurse = lambda *states: tuple(state.clone() for state in recurse(*states))
+        return
     for part in (net.net, net.net_y):
         if part is not None:
             part.compile(dynamic=False)
@@ -359,6 +443,7 @@ def checkpoint(run: Run) -> None:
             "seconds": run.seconds,
             "stretches": run.stretches,
             "files": run.files,
+            "init": run.init,
             "dtype": name_of(run.world.dtype),
             "processes": everyone,
             "net": run.net.state_dict(),
@@ -396,6 +481,8 @@ def start_or_continue(cfg: Config, folder: Path, world: World, dataset: data.Dat
     if saved:
         with refuse_misfit(path):
             restore(run, saved)
+    if run.init:  # of a continued run as its checkpoint says: the other run may be gone
+        run.files["train.init"] = run.init["sha256"]
     return run
 
 
@@ -422,7 +509,7 @@ def restore(run: Run, state: dict) -> None:
     refuse_difference(run.folder, state["config"], run.cfg)
     refuse_other_data(run, state.get("files", {}))
     run.step, run.best, run.stale = state["step"], state["best"], state["stale"]
-    run.seconds = state["seconds"]
+    run.seconds, run.init = state["seconds"], state.get("init")
     unknown = {"from": 0, "to": run.step, "commit": "", "code": "", "hardware": ""}
     run.stretches = state.get("stretches", [unknown])
     run.net.load_state_dict(state["net"])
@@ -664,15 +751,22 @@ def validate(run: Run, split: data.Split) -> dict:
 # ---------------------------------------------------------------- the run
 
 
-def train(cfg: Config, folder: Path, entry: str = "") -> dict:
+def train(
+    cfg: Config,
+    folder: Path,
+    entry: str = "",
+    before_step: Callable[[Run], None] | None = None,
+) -> dict:
     """Run one entry to its end in `folder` and return its summary.
 
     Resumes, skips a finished run, refuses another's folder. A signal leaves as whoever started us
     wants it.
+    entry: its file, for messages. before_step: called with the run before every training step, to
+    watch it from a notebook; what it raises ends the run, and the next call continues it.
     """
     folder, signals = Path(folder), Signals("before the first step")
     try:
-        return train_or_skip(cfg, folder, entry, signals)
+        return train_or_skip(cfg, folder, entry, signals, before_step)
     except Stopped:
         if ranks()[0] == 0:
             saved = last_good(folder) != "none yet"
@@ -685,13 +779,17 @@ def train(cfg: Config, folder: Path, entry: str = "") -> dict:
         signals.restore()
 
 
-def train_or_skip(cfg: Config, folder: Path, entry: str, signals: Signals) -> dict:
+def train_or_skip(
+    cfg: Config, folder: Path, entry: str, signals: Signals, before_step: Callable | None
+) -> dict:
     """As `train` says; a signal may raise Stopped."""
     check_same(folder, cfg)
     if os.path.exists(folder / "summary.json"):
         return finished(cfg, folder)
-    wandb = import_wandb(cfg.train.wandb)
+    watchers = import_watchers(cfg.train)
     check_muon(cfg.train)
+    if ranks()[0] == 0:  # the others wait for it in make_world
+        cfg.task.fetch(cfg)
     world = make_world(cfg.train)
     with locked(folder, world, cfg.out) as lock:
         check_same(folder, cfg)
@@ -703,8 +801,8 @@ def train_or_skip(cfg: Config, folder: Path, entry: str, signals: Signals) -> di
             raise UserError(f"{entry}: {e}" if entry else str(e)) from None
         with advise_on_memory(folder, cfg):
             run = start_or_continue(cfg, folder, world, dataset)
-            run.lock = lock
-            return train_and_test(run, dataset, entry, signals, wandb)
+            run.lock, run.before_step = lock, before_step
+            return train_and_test(run, dataset, entry, signals, watchers)
 
 
 def finished(cfg: Config, folder: Path) -> dict:
@@ -732,18 +830,20 @@ def check_muon(tc: TrainConfig) -> None:
         )
 
 
-def train_and_test(run: Run, dataset: data.Dataset, entry: str, signals: Signals, wandb) -> dict:
+def train_and_test(
+    run: Run, dataset: data.Dataset, entry: str, signals: Signals, watchers: list
+) -> dict:
     """The run from where it is to its summary."""
     cfg, world = run.cfg, run.world
     if run.lead:
         try:
-            write_text(run.folder / "config.toml", to_toml(cfg, entry))
+            write_text(run.folder / "config.toml", to_toml(cfg, entry) + init_comment(run.init))
         except TrainingError as e:
             raise cannot_write(cfg.out, run.folder, e.__cause__ or e) from None
     differs = begin_stretch(run.stretches, stretch(world, run.step))
     if run.lead:
         banner(run, dataset, differs)
-    log = Log(run, wandb)
+    log = Log(run, watchers)
     feed = data.batches(
         dataset,
         cfg,
@@ -763,6 +863,14 @@ def train_and_test(run: Run, dataset: data.Dataset, entry: str, signals: Signals
     summary = finish(run, dataset, entry)
     log.finish(summary)
     return summary
+
+
+def init_comment(init: dict | None) -> str:
+    """A line for config.toml: which bytes train.init named."""
+    if not init:
+        return ""
+    words = f"{init['weights']} weights of step {init['step']}, SHA-256 {init['sha256']}"
+    return f"\n# train.init: {words}\n"
 
 
 def loop(run: Run, dataset: data.Dataset, feed: Iterator[dict], log: Log, signals: Signals) -> None:
@@ -787,6 +895,8 @@ def loop(run: Run, dataset: data.Dataset, feed: Iterator[dict], log: Log, signal
     run.book()
     try:
         while run.step < tc.steps and not (tc.patience and run.stale >= tc.patience):
+            if run.before_step:
+                run.before_step(run)
             train_step(run, feed)
             signals.saves = True
             bar.update()
@@ -859,6 +969,8 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     if more:
         run.book("report")
     summary = summarise(run, dataset, entry, test, halting, bool(state["ema"])) | more
+    if run.init:
+        summary["init"] = run.init
     if test["n"] < len(dataset.test):
         limit = f"evaluations were cut to {test['n']} rows"
         summary["note"] = f"{limit}, so that they cost no more than the training itself"
@@ -927,6 +1039,9 @@ def banner(run: Run, dataset: data.Dataset, differs: str) -> None:
     print(f"model  {name} {count:,} parameters, {depth} blocks deep{changed(m, 'model')}")
     for table in cfg.task.tables():
         print(f"{table:6} {changed(getattr(cfg, table), table).removeprefix(' | ')}")
+    if run.init:
+        start = f"{run.init['weights']} weights of step {run.init['step']}"
+        print(f"init   {start} of {run.init['file']}")
     card = {
         key: value for key, value in dataset.card.items() if isinstance(value, (str, int, float))
     }
@@ -974,6 +1089,9 @@ def load_run(
 
 def command(argv: list[str]) -> None:
     """Train what the command line says. Raises UserError and TrainingError."""
+    if not argv:
+        print(__doc__ + "\nEntries:\n\n" + entries_text())
+        return
     entry, overrides = command_line(Config, argv, __doc__)
     cfg = load_config(Config, entry, overrides)
     slurm_config(entry)  # an entry is right or wrong for the launcher and for us alike
