@@ -7,6 +7,8 @@ process would see. What a row is, a task says: see tasks/. numpy only; torch ent
     python data.py download maze_hard      fetch the real files into data/; also: sudoku_extreme
 """
 
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
+
 import argparse
 import sys
 from collections.abc import Iterator

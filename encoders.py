@@ -810,3 +810,7 @@ class Conditioned(TRM):
 
     def rates(self) -> dict[str, float]:
         return {"encoder": self.encoder.cfg.lr, "decoder": 1.0}
+
+
+if __name__ == "__main__":
+    raise SystemExit("encoders.py is a part to import; python train.py begins, README.md says more")

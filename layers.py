@@ -431,3 +431,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, kind: str = "stablemax") -> Te
     labelled = labels >= 0
     loss = -log_probs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)  # (B, L)
     return (loss * labelled).sum(-1) / labelled.sum(-1).clamp(min=1)
+
+
+if __name__ == "__main__":
+    raise SystemExit("layers.py is a part to import; python train.py begins, README.md says more")

@@ -401,15 +401,12 @@ class TRM(Trainable):
     ) -> tuple[Tensor, Tensor]:
         """y and z of fresh slots, each broadcastable to (B, P+L, D).
 
-        init = "random" draws them from g (None: the global generator).
+        init = "random" draws unit normal numbers from g (None: the global generator).
         """
         if self.cfg.init != "random":
             return self.y0.to(self.compute), self.z0.to(self.compute)
         size, device = (2, B, self.length(L), self.cfg.dim), self.q_head.weight.device
-        noise = torch.empty(size, device=device)
-        std = 1 / 0.8796256610342398  # see layers.trunc_normal
-        nn.init.trunc_normal_(noise, std=std, a=-2.2737, b=2.2737, generator=g)
-        y, z = noise.to(self.compute)
+        y, z = torch.randn(size, generator=g, device=device).to(self.compute)
         return y, z
 
     def start(self, batch: dict[str, Tensor]) -> Carry:
@@ -632,3 +629,7 @@ def net_flop(cfg: ModelConfig, shape: Shape, batch: int, planes: int = 1) -> flo
 def step_calls(cfg: ModelConfig) -> int:
     """Forward calls of the net in one training step; a call with gradient counts as three."""
     return (cfg.T + 2 * cfg.grad_cycles + cfg.T * cfg.continue_loss) * (cfg.n + 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit("model.py is a part to import; python train.py begins, README.md says more")

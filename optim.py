@@ -296,34 +296,35 @@ class GrokFast:
 # ---------------------------------------------------------------- the average of weights
 
 
-class Average(AveragedModel):
-    """A copy of the net whose weights are an average.
+class EMA(AveragedModel):
+    """A copy of the net whose weights are the exponential moving average.
+
+    With `warmup` the decay of update t is min(decay, (1 + t) / (10 + t)), so that early weights
+    are forgotten. The first update copies.
 
     The rows of puzzle identifiers are copied as they are now. The public TRM code does so too: its
     rows are a buffer, and its average takes parameters alone.
     """
 
+    def __init__(self, net: nn.Module, decay: float, warmup: bool = False):
+        super().__init__(net)
+        self.decay, self.warmup = decay, warmup
+
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        super().update_parameters(model)
-        own = dict(self.module.named_parameters())
-        for name, p in model.named_parameters():
-            if name in PUZZLE_TABLES:
-                own[name].copy_(p)
+        """AveragedModel sends its count of updates to the GPU and waits. Here it stays behind."""
+        t = int(self.n_averaged)  # on the CPU
+        keep = min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
+        own, new = dict(self.module.named_parameters()), dict(model.named_parameters())
+        rows = [name for name in new if name in PUZZLE_TABLES]
+        rest = [name for name in new if name not in PUZZLE_TABLES]
+        torch._foreach_lerp_([own[k] for k in rest], [new[k] for k in rest], 1 - keep if t else 1)
+        for name in rows:
+            own[name].copy_(new[name])
+        for mine, buffer in zip(self.module.buffers(), model.buffers()):
+            mine.copy_(buffer)
+        self.n_averaged += 1
 
 
-def make_ema(net: nn.Module, decay: float, warmup: bool) -> Average:
-    """A copy of the net whose weights are the exponential moving average.
-
-    With `warmup` the decay of update t is min(decay, (1 + t) / (10 + t)), so that early weights
-    are forgotten.
-    """
-
-    def average(ema: list[Tensor], new: list[Tensor], t: Tensor) -> None:
-        keep = decay
-        if warmup:
-            updates = int(t)  # t lives on the CPU: reading it costs no GPU sync
-            keep = min(decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(ema, new, 1 - keep)
-
-    return Average(net, multi_avg_fn=average)
+if __name__ == "__main__":
+    raise SystemExit("optim.py is a part to import; python train.py begins, README.md says more")

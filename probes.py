@@ -26,6 +26,8 @@ steps, then the net is reset. Writes adapt.json. Its figures are never to be mix
 net that does not learn at test time, which stand at 0 steps. Exit codes: 0 done, 2 bad input.
 """
 
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
+
 import dataclasses
 import json
 import math

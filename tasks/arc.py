@@ -121,13 +121,17 @@ class Arc(Task):
         return Conditioned(cfg.model, cfg.encoder, shape, cfg.arc.demos, compute)
 
     def prepare(self, net, cfg, dataset: ArcDataset) -> None:
-        """Take the decoder from another run, which may not have seen a held-out task."""
-        if cfg.encoder.decoder:
-            from tasks.conditioned import load_decoder
+        """Take the decoder from another run. No weights may have seen a held-out task."""
+        if not (cfg.encoder.decoder or cfg.train.init):
+            return
+        from tasks.conditioned import load_decoder, refuse_seen_init
 
-            ds = dataset.arc
-            held_out = {ds.tasks[t].id for part in (ds.val, ds.test) for t in part}
+        ds = dataset.arc
+        held_out = {ds.tasks[t].id for part in (ds.val, ds.test) for t in part}
+        if cfg.encoder.decoder:
             load_decoder(net, cfg.encoder.decoder, held_out)
+        if cfg.train.init:
+            refuse_seen_init(Path(cfg.init_file), held_out)
 
     def flop(self, cfg, net) -> float:
         """An encoder's are not counted: 0 means unknown."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from config import UserError
 from stats import percent
-from tasks.files import digest, files_of, read_rows
+from tasks.files import digest, fetch_public, files_of, public_file, read_rows
 from tasks.puzzles import fingerprint
 
 BLUE, RED = "#0072B2", "#D55E00"  # of Okabe and Ito
@@ -81,7 +81,9 @@ class RowsConfig(DataConfig):
     # generated
     train_path: str = ""
     test_path: str = ""  # the same for test rows
-    generate: bool = True  # make rows offline where no path is given; false: insist on files
+    # make rows offline where no path is given; false: insist on files. On the command line true
+    # takes back the paths of an entry
+    generate: bool = True
     # rows before the validation split: generated, or drawn from the file; 0: the whole file
     train_rows: int = 1000
     val_rows: int = 0  # validation rows; 0: a tenth of the training rows, within limits
@@ -182,6 +184,17 @@ class Task:
                     f"{self.advice()}"
                 )
         return ""
+
+    def fetch(self, cfg, splits: tuple[str, ...] = ("train", "test")) -> None:
+        """Download what cfg names of the public files and is not there. Raises UserError.
+
+        Nothing is fetched beside a file of one's own that is missing: that is said elsewhere.
+        """
+        paths = [getattr(cfg.data, f"{split}_path", "") for split in splits]
+        paths = [path for path in paths if path and not os.path.exists(path)]
+        if all(public_file(Path(path).name) for path in paths):
+            for path in paths:
+                fetch_public(path)
 
     def files(self, cfg) -> dict[str, str]:
         """The keys that name data files, and those files: their bytes count, not their place."""
@@ -383,6 +396,8 @@ class Task:
     def judge(self, logits, labels) -> dict:
         """{name: (B,) bool} beyond "exact" that must be read off the logits (B, L, V)."""
         return {}
+
+    proves = False  # whether an answer that keeps the rules is the right one
 
     def score(self, inputs: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
         """What the rules say of answers (N, L): {name: (N,) bool}. No solution is needed."""

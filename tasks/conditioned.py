@@ -130,13 +130,21 @@ def decoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def refuse_seen_init(path: Path, held_out: set[str]) -> None:
+    """Raises UserError where the run of train.init trained on a task in `held_out`."""
+    try:
+        refuse_seen(path.parent, held_out)
+    except Misfit as reason:
+        raise UserError(f"train.init: the run of {path}: {reason}") from None
+
+
 def refuse_seen(folder: Path, held_out: set[str]) -> None:
     """Raises Misfit where the run trained on one of these tasks."""
     try:
         card = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["data"]
     except (OSError, ValueError, KeyError):
         raise Misfit(
-            "no finished run there (no readable summary.json), expected the run folder of a decoder"
+            "no finished run there (no readable summary.json), expected a finished run"
         ) from None
     ids = card.get("ids", {})
     parts = ids if card.get("protocol") == "transductive" else ["train"]

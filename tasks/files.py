@@ -217,18 +217,17 @@ class Public:
 
     task: str  # data.task
     side: int  # of a puzzle
-    url: str  # the folder of both files
+    url: str  # the folder of both files, below `hub`
     rows: tuple[int, int]  # of train.csv and test.csv
     # hashes of the puzzles in each: see `hash_puzzles`; empty: not known
     hashes: tuple[str, str] = ("", "")
 
 
-HUB = "https://huggingface.co/datasets/sapientinc"
 PUBLIC = {
     "maze_hard": Public(
         task="maze",
         side=30,
-        url=f"{HUB}/maze-30x30-hard-1k/resolve/main",
+        url="datasets/sapientinc/maze-30x30-hard-1k/resolve/main",
         rows=(1000, 1000),
         hashes=(
             "6c336d012943a4f3a3cdc23df43cc1b23b1e57951b3488a25e67033e9d9dd3c1",
@@ -238,7 +237,7 @@ PUBLIC = {
     "sudoku_extreme": Public(
         task="sudoku",
         side=9,
-        url=f"{HUB}/sudoku-extreme/resolve/main",
+        url="datasets/sapientinc/sudoku-extreme/resolve/main",
         rows=(3_831_994, 422_786),
     ),
 }
@@ -253,24 +252,55 @@ def hash_puzzles(inputs: np.ndarray, labels: np.ndarray) -> str:
     return hashlib.sha256(b"".join(sorted(row.tobytes() for row in rows))).hexdigest()
 
 
+def hub() -> str:
+    """Where the public sets are: Hugging Face, or a mirror that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def fetch_public(path: str) -> None:
+    """Download the file of a public set that a path names. Raises UserError."""
+    try:
+        download_one(*public_file(Path(path).name), Path(path))
+    except UserError as error:
+        words = "or train on generated puzzles: --data.generate=true"
+        raise UserError(f"{error}; {words}") from None
+
+
+def public_file(name: str) -> tuple[str, str] | None:
+    """The set of PUBLIC and the split, "train" or "test", that a file name tells."""
+    for key in PUBLIC:
+        for split in ("train", "test"):
+            if name == f"{key}_{split}.csv":
+                return key, split
+    return None
+
+
 def download(name: str, to: str = "data", url: str = "") -> list[Path]:
     """Fetch the train and test file of a set of PUBLIC into a folder, unless they are there.
 
-    A file gets its name only once its length is what the server announced, every row can be read,
-    and their number (and the puzzles, where known) are right. Proxy variables are respected.
     Raises UserError with the file to fetch by hand.
     """
-    public = PUBLIC[name]
-    url = (url or public.url).rstrip("/")
-    paths = [Path(to) / f"{name}_train.csv", Path(to) / f"{name}_test.csv"]
-    sources = [f"{url}/train.csv", f"{url}/test.csv"]
-    for path, source, rows, known in zip(paths, sources, public.rows, public.hashes):
+    paths = {split: Path(to) / f"{name}_{split}.csv" for split in ("train", "test")}
+    for split, path in paths.items():
         if path.exists():
             print(f"{path} is there already")
         else:
-            sha = fetch_checked(public, source, path, rows, known)
-            print(f"{path}  {rows} rows  sha256 {sha}")
-    return paths
+            download_one(name, split, path, url)
+    return list(paths.values())
+
+
+def download_one(name: str, split: str, path: Path, url: str = "") -> None:
+    """Fetch a file of a public set. url: another folder that holds it.
+
+    It gets its name only once its length is what the server announced, every row can be read, and
+    their number (and the puzzles, where known) are right. Proxy variables are respected, and
+    HF_ENDPOINT. Raises UserError with the file to fetch by hand.
+    """
+    public, which = PUBLIC[name], ("train", "test").index(split)
+    url = (url or f"{hub().rstrip('/')}/{public.url}").rstrip("/")
+    rows, known = public.rows[which], public.hashes[which]
+    sha = fetch_checked(public, f"{url}/{split}.csv", path, rows, known)
+    print(f"{path}  {rows} rows  sha256 {sha}")
 
 
 def fetch_checked(public: Public, source: str, path: Path, rows: int, known: str) -> str:

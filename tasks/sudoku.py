@@ -85,6 +85,7 @@ class Sudoku(Task):
     name = "sudoku"
     title = "Sudoku"
     Config = SudokuConfig
+    proves = True
 
     def model_config(self) -> type:
         from tasks.digits import SudokuModel
