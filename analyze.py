@@ -17,6 +17,8 @@ was trained with, and writes depth.md, depth.csv and depth.png (and .svg).
 Exit codes: 0 done, 2 bad input.
 """
 
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
+
 import dataclasses
 import errno
 import json
@@ -24,6 +26,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,13 +34,23 @@ import numpy as np
 
 import plots
 import tasks
-from config import SHARED, Parser, UserError, flat_tables, flatten, quiet_output, read_toml
+from config import (
+    SHARED,
+    Parser,
+    UserError,
+    flat_tables,
+    flatten,
+    quiet_output,
+    read_toml,
+    toml_value,
+)
 from plots import write_csv, write_text
 from stats import (
     clean,
     excludes_zero,
     interval,
     last_third,
+    latex,
     literal,
     markdown,
     paired,
@@ -45,6 +58,7 @@ from stats import (
     points,
     shown,
     spikes,
+    two_groups,
     visible,
     wilson,
 )
@@ -54,6 +68,7 @@ COLUMNS = {  # what is kept of metrics.jsonl
     "train": ("step", "loss", "exact"),
     "val": ("step", "seconds", "exact", "halting_steps", "n"),
 }
+MOST_KEYS = 5  # columns of keys in a table to read
 NO_INTERVAL = ("cells", "to_optimum", "halting_steps")  # cells of one puzzle are not independent
 UNKNOWN = (math.nan, math.nan, math.nan)  # mean, low, high
 
@@ -547,7 +562,8 @@ def compare(groups: list[Group], baseline: str) -> None:
             g.alone = f"not compared: no seed in common with {base.name}"
         else:
             g.base = base
-            g.accuracy = interval(g.per_puzzle([run.seed for run in g.runs]))
+            solved = g.per_puzzle([run.seed for run in g.runs])
+            g.accuracy = tuple(float(value) for value in np.clip(interval(solved), 0, 1))
             g.difference = difference(base, g)
 
 
@@ -659,6 +675,8 @@ def row(g: Group, names: list[str]) -> dict:
         flat |= comparison_row(g)
     notes = [g.alone] * bool(g.alone)
     notes += sorted({note for run in g.runs for note in run.notes})
+    if two_groups(np.array(g.each("exact"))):
+        notes.append("seeds fall into two groups: their interval may be too narrow")
     steps_per_second = [1 / seconds for seconds in g.each("step_seconds")]
     flat |= {
         "copy_exact": g.first["baseline"]["exact"],
@@ -747,17 +765,22 @@ def compared(rows: list[dict]) -> list[str]:
     return text + [""]
 
 
-def figures_tables(rows: list[dict]) -> list[str]:
-    """A table of the figures of each kind of task, and what its columns mean."""
+def figures_tables(rows: list[dict], make: Callable = markdown) -> list[str]:
+    """A table of the figures of each kind of task, and in Markdown what its columns mean."""
     text, notes = [], []
     kinds: dict[tuple, list[dict]] = {}
     for r in rows:
         kinds.setdefault(tuple(tasks.get(r["task"]).heads), []).append(r)
     for head, members in kinds.items():
-        task = tasks.get(members[0]["task"])
-        lines = [[r["entry"], *(cell(r) for cell in task.heads.values())] for r in members]
-        text += markdown(["entry", *head], lines)
+        task, keys = tasks.get(members[0]["task"]), keys_of(members)
+        lines = []
+        for r in members:
+            values = [toml_value(r[key]) if key in r else "-" for key in keys]
+            lines.append([r["entry"], *values, *(cell(r) for cell in task.heads.values())])
+        text += make(["entry", *keys, *head], lines)
         notes += [task.notes]
+    if make is latex:
+        return text
     text += [
         "Test split, read once per run with the checkpoint that was best on validation. Mean over "
         "seeds (smallest-largest); with one seed (95 % binomial interval)."
@@ -819,13 +842,40 @@ def run_rows(g: Group, names: list[str]) -> list[dict]:
     return rows
 
 
-def write_tables(out: Path, groups: list[Group], absent: list[tuple[str, str]]) -> str:
-    """table.md, table.csv and table.json; returns the first."""
+def varied(groups: list[Group]) -> list[str]:
+    """The keys of the configuration in which groups of one task differ, but for the machine's."""
+    configs = [g.runs[0].config for g in groups]
+    common = [key for key in configs[0] if all(key in config for config in configs)]
+    texts = {key: {json.dumps(config[key], default=str) for config in configs} for key in common}
+    return [key for key in common if key not in SHARED and "." in key and len(texts[key]) > 1]
+
+
+def value_columns(groups: list[Group], g: Group) -> dict:
+    """A column for every key in which the groups of a task differ, named as the key."""
+    own = [other for other in groups if other.task is g.task]
+    return {key: g.runs[0].config[key] for key in varied(own)}
+
+
+def keys_of(rows: list[dict]) -> list[str]:
+    """The columns of `value_columns` that a table to read shows: few tell more than many."""
+    keys = [name for name in rows[0] if "." in name]
+    return keys if len(keys) <= MOST_KEYS else []
+
+
+def write_tables(
+    out: Path, groups: list[Group], absent: list[tuple[str, str]], tex: bool = False
+) -> str:
+    """table.md, table.csv and table.json, and table.tex if asked for; returns the first."""
     names = figure_names(groups)
-    rows = [row(g, names) | g.task.extra_columns(g, groups) for g in groups]
+    rows = [
+        row(g, names) | g.task.extra_columns(g, groups) | value_columns(groups, g) for g in groups
+    ]
     answers = ablation_answers(groups)
     text = report(rows, answers, absent)
     write_text(out / "table.md", text)
+    if tex:
+        lines = ["% needs the package booktabs", *figures_tables(rows, latex)]
+        write_text(out / "table.tex", "\n".join(lines))
     every = [{"status": "finished", **r} for r in rows]
     every += [{"status": problem, "entry": name} for name, problem in absent]
     write_csv(out / "table.csv", every)
@@ -1098,8 +1148,10 @@ def make_folder(out: Path) -> None:
         raise UserError(f"cannot write to {out} ({e.strerror})") from None
 
 
-def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list[str]]:
-    """Tables and plots of all runs below the roots into `out`.
+def analyze(
+    roots: list[Path], out: Path, baseline: str = "", tex: bool = False
+) -> tuple[str, list[str]]:
+    """Tables and plots of all runs below the roots into `out`. tex: a table for LaTeX as well.
 
     Returns the Markdown table and the names of the files.
     """
@@ -1123,9 +1175,12 @@ def analyze(roots: list[Path], out: Path, baseline: str = "") -> tuple[str, list
         own = groups[0].task.analyze(groups, out, absent, baseline or "baseline")
         if own:
             return own
-    text = write_tables(out, groups, absent)
-    files = ["table.md", "table.csv", "table.json"]
-    return text, files + (plots.write(out, groups) if groups else [])
+    text = write_tables(out, groups, absent, tex)
+    files = ["table.md", "table.csv", "table.json"] + ["table.tex"] * tex
+    if groups:
+        files += plots.write(out, groups)
+        files += plots.write_values(out, groups, varied(groups))
+    return text, files
 
 
 def rules_of(task, runs: list[Run], out: Path) -> tuple[str, list[str]] | None:
@@ -1187,6 +1242,7 @@ def command_line(argv: list[str] | None):
         metavar="entry",
         help="the entry that others of its folder are compared with (default: baseline)",
     )
+    add("--tex", action="store_true", help="table.tex as well, for LaTeX with booktabs")
     add(
         "--rules",
         action="store_true",
@@ -1207,7 +1263,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.depth:
             text, files = depth(args.roots, out)
         else:
-            text, files = analyze(args.roots, out, args.baseline)
+            text, files = analyze(args.roots, out, args.baseline, args.tex)
         print(f"{text}\nwrote {visible(str(out))}/: {', '.join(files)}")
     except UserError as e:
         print(f"error: {visible(str(e))}", file=sys.stderr)

@@ -4,11 +4,14 @@
     python bench.py --net sweeps/laptop/maze_hard.toml       or an entry
     python bench.py --net maze_conv --arms eager,compiled    without the reference
     python bench.py --net sudoku_mlp --device cuda           the paper's size
+    python bench.py --net maze_conv --arms eager --profile   where the time of a step goes
 
 The reference is a textbook step. All arms start from the same weights and rows, must agree on the
 first loss, and run interleaved in one process (A B C A B C ...); figures are medians over rounds,
 ratios are taken within a round. A training step is forward, backward, optimizer and EMA.
 """
+
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
 
 import argparse
 import dataclasses
@@ -27,9 +30,11 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import UserError, load_config, quiet_output
+from layers import Attention, Block, Conv, Norm, Pool, PositionMLP
+from model import Output
 from runs import TrainingError, commit, cpu_has_bf16, cpu_name, make_world, write_text
 from train import Config, make_run, train_step
 
@@ -45,7 +50,8 @@ NETS = {  # name: (entry, what differs from it)
     "maze_baseline": ("maze_baseline", {}),
     "sudoku_mlp": ("sudoku_mlp", {}),
 }
-ARMS = ["reference", "eager", "compiled", "bf16", "bf16+compiled"]
+ARMS = ["reference", "eager", "compiled", "graphs", "bf16", "bf16+compiled", "bf16+graphs"]
+COMPILE = {"compiled": "on", "graphs": "graphs"}  # train.compile of an arm, by its last word
 
 
 # ---------------------------------------------------------------- the reference
@@ -247,6 +253,119 @@ class Ours:
         net.training = True
 
 
+# ---------------------------------------------------------------- where the time goes
+
+MIXING = {
+    Attention: "mixing: attention",
+    Conv: "mixing: convolution",
+    Pool: "mixing: pooling",
+    PositionMLP: "mixing: position MLP",
+}
+
+
+class Mark(torch.autograd.Function):
+    """The identity. Where its backward comes by, the time goes to another part."""
+
+    @staticmethod
+    def forward(ctx, h: Tensor, profile: "Profile", part: str) -> Tensor:
+        ctx.profile, ctx.part = profile, part
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx, d: Tensor):
+        ctx.profile.in_backward(ctx.part)
+        return d, None, None
+
+
+class Profile:
+    """The seconds of an eager step, part by part: they add up to the step.
+
+    One clock runs, for one part at a time. A part that is called takes the clock, and hands it
+    back at its end. Backward runs through the same operations in reverse. So its time goes to the
+    part whose forward made the operation: a mark behind the output of a part hands it the clock,
+    and one before its input takes it away. What belongs to no part is "other": sums of residuals,
+    slots, metrics, norm and clipping of the gradients. Adding up a weight's gradients belongs to
+    the part that has the weight.
+
+    At every change the clock waits for the device. On a GPU this makes the step longer, as no
+    operation is queued while another one runs.
+    """
+
+    def __init__(self, clock: "Clock"):
+        self.clock, self.part, self.last = clock, "other", clock.now()
+        self.seconds = {"other": 0.0}
+        self.backward = False  # a backward is running
+
+    def begin(self) -> None:
+        """Forget what was booked."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self.clock.wait()
+        self.part, self.last = "other", self.clock.now()
+
+    def turn_to(self, part: str) -> None:
+        """Book the time since the last change, and start with a part."""
+        self.clock.wait()
+        now = self.clock.now()
+        self.seconds[self.part] += now - self.last
+        self.part, self.last = part, now
+
+    def in_backward(self, part: str) -> None:
+        if not self.backward:
+            self.backward = True
+            torch.autograd.Variable._execution_engine.queue_callback(self.end_backward)
+        self.turn_to(part)
+
+    def end_backward(self) -> None:
+        self.backward = False
+        self.turn_to("other")
+
+    def watch(self, owner, name: str, part: str) -> None:
+        """From here on a method of `owner` is booked as a part."""
+        method = getattr(owner, name)
+        self.seconds[part] = 0.0
+
+        def watched(*args, **options):
+            outside = self.part
+            args = [self.mark(value, outside) for value in args]
+            self.turn_to(part)
+            result = self.mark(method(*args, **options), part)
+            self.turn_to(outside)
+            return result
+
+        setattr(owner, name, watched)
+
+    def mark(self, value, part: str):
+        """A value, with marks on what of it has a gradient."""
+        if isinstance(value, tuple):
+            return tuple(self.mark(one, part) for one in value)
+        if isinstance(value, Output) and value.logits.requires_grad:
+            return dataclasses.replace(value, logits=Mark.apply(value.logits, self, part))
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            return Mark.apply(value, self, part)
+        return value
+
+    def watch_run(self, run) -> None:
+        """All parts of a training step."""
+        net = run.net
+        blocks = [module for module in net.modules() if isinstance(module, Block)]
+        for block in blocks:
+            for mixer in block.mixers:
+                self.watch(mixer, "forward", MIXING[type(mixer)])
+            mixes = not len(block.mixers)
+            self.watch(block.mlp, "forward", "group MLP" if mixes else "channel MLP")
+        norms = [module for module in net.modules() if isinstance(module, Norm)]
+        for norm in norms:
+            self.watch(norm, "forward", "norms")
+        self.watch(net, "embed", "heads and embedding")
+        self.watch(net, "read", "heads and embedding")
+        self.watch(net, "loss", "loss")
+        for optimizer in run.optimizers:
+            self.watch(optimizer, "step", "optimizer")
+            self.watch(optimizer, "zero_grad", "optimizer")
+        if run.ema:
+            self.watch(run.ema, "update_parameters", "EMA")
+
+
 # ---------------------------------------------------------------- measuring
 
 
@@ -303,6 +422,8 @@ def obstacle(name: str, cfg: Config, device: torch.device, insist: bool) -> str:
     if name == "reference" and cfg.model.mixer == "groups":
         return "the textbook step does not know model.mixer = 'groups'"
     on_cpu = device.type == "cpu"
+    if "graphs" in name and device.type != "cuda":
+        return "CUDA graphs need a GPU of NVIDIA's"
     if on_cpu and "bf16" in name and not cpu_has_bf16() and not insist:
         return "this CPU has no bf16 units (named in --arms it runs all the same)"
     if on_cpu and "compiled" in name and not any(map(shutil.which, ("g++", "clang++", "c++"))):
@@ -320,7 +441,7 @@ def warm_up(
     B, held = cfg.train.batch_size, clock.held()
     words = {
         "dtype": "bfloat16" if "bf16" in name else "float32",
-        "compile": "on" if "compiled" in name else "off",
+        "compile": COMPILE.get(name.rpartition("+")[2], "off"),
     }
     divisors = [n for n in range(cfg.train.accumulate, B + 1) if B % n == 0]
     for pieces in divisors:
@@ -370,10 +491,12 @@ def precision(name: str) -> str:
     return "bf16" if "bf16" in name else "fp32"
 
 
-def measure(cfg: Config, names: list[str], rounds: int, insist: bool) -> dict:
+def measure(
+    cfg: Config, names: list[str], rounds: int, insist: bool, profiled: bool = False
+) -> dict:
     """Everything about one net on one device, as it goes to JSON.
 
-    insist: run bf16 even on a CPU without bf16 units.
+    insist: run bf16 even on a CPU without bf16 units. profiled: say where a step goes, too.
     """
     world = make_world(cfg.train)
     shape, B = cfg.task.shape(cfg), cfg.train.batch_size
@@ -396,7 +519,7 @@ def measure(cfg: Config, names: list[str], rounds: int, insist: bool) -> dict:
     for name, one in found.items():
         one |= figures(name, one, times, flop, steps, B, clock.cuda)
     kilobyte = 1 if sys.platform == "darwin" else 1024
-    return {
+    result = {
         "hardware": hardware_name(world),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -411,6 +534,9 @@ def measure(cfg: Config, names: list[str], rounds: int, insist: bool) -> dict:
         "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte,
         "arms": {name: found.get(name) or skipped[name] for name in names},
     }
+    if profiled:
+        result["profile"] = profile_step(cfg, net, batch, rounds, clock)
+    return result
 
 
 def hardware_name(world) -> str:
@@ -459,7 +585,7 @@ def figures(
     if "reference" in times.train:
         pairs = zip(times.train[name], times.train["reference"])
         result["ratio"] = statistics.median(own / reference for own, reference in pairs)
-    if "compiled" in name:
+    if name.rpartition("+")[2] in COMPILE:
         result["compile_seconds"] = first - step - solved
     if cuda:
         result["peak_bytes"] = own_bytes + max(times.memory[name])
@@ -495,6 +621,39 @@ def table(net: str, result: dict) -> str:
     return "\n".join(lines)
 
 
+def profile_step(
+    cfg: Config, net: nn.Module, batch: dict[str, Tensor], rounds: int, clock: Clock
+) -> dict:
+    """Where an eager step's time goes: means over rounds, milliseconds and shares by part."""
+    arm, found = warm_up("eager", cfg, net, batch, clock)
+    unmarked = statistics.mean(clock(arm.train_step) for _ in range(rounds))
+    profile = Profile(clock)
+    profile.watch_run(arm.run)
+    arm.train_step()
+    profile.begin()
+    whole = sum(clock(arm.train_step) for _ in range(rounds))
+    profile.turn_to("other")
+    parts = {part: 1e3 * seconds / rounds for part, seconds in profile.seconds.items()}
+    total = sum(parts.values())
+    return {
+        "accumulate": found["accumulate"],
+        "ms_per_step": 1e3 * whole / rounds,
+        "ms_per_step_without_marks": 1e3 * unmarked,
+        "parts": {name: {"ms": ms, "share": ms / total} for name, ms in parts.items()},
+    }
+
+
+def profile_table(found: dict) -> str:
+    """A profile as text, the largest part first."""
+    with_marks, without = found["ms_per_step"], found["ms_per_step_without_marks"]
+    lines = [f"where an eager step goes: {with_marks:.4g} ms ({without:.4g} ms when not watched)"]
+    lines.append(f"{'part':24}{'ms/step':>9}{'share':>9}")
+    parts = sorted(found["parts"].items(), key=lambda item: -item[1]["ms"])
+    for name, part in parts:
+        lines.append(f"{name:24}{part['ms']:9.4g}{100 * part['share']:7.1f} %")
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -509,6 +668,7 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     add("--threads", type=int, default=1, help="CPU threads (default 1)")
     add("--arms", default="", help=f"some of {','.join(ARMS)} (default: all that make sense here)")
+    add("--profile", action="store_true", help="also say where the time of an eager step goes")
     add(
         "--out",
         type=Path,
@@ -531,7 +691,7 @@ def config_of(args: argparse.Namespace) -> Config:
     path = Path(entry)
     if not entry.endswith(".toml"):
         path = Path(__file__).parent / "sweeps" / f"{entry}.toml"
-    own = over.get("train", {}) | {"device": args.device, "threads": args.threads}
+    own = over.get("train", {}) | {"device": args.device, "threads": args.threads, "init": ""}
     if args.batch:
         own["batch_size"] = args.batch
     return load_config(Config, path, over | {"train": own})
@@ -543,11 +703,14 @@ def run(args: argparse.Namespace) -> None:
     if wrong:
         raise UserError(f"--arms: unknown arm '{wrong[0]}', expected some of {','.join(ARMS)}")
     cfg = config_of(args)
+    print(f"measuring {', '.join(names)} of {args.net}, {args.steps} rounds: minutes", flush=True)
     known = json.loads(args.out.read_text()) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as cache:  # empty: compile seconds as on a fresh machine
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        result = measure(cfg, names, args.steps, insist=bool(args.arms))
+        result = measure(cfg, names, args.steps, bool(args.arms), args.profile)
     print(table(args.net, result))
+    if args.profile:
+        print(profile_table(result["profile"]))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     known[f"{args.net}, {result['hardware']}"] = result
     write_text(args.out, json.dumps(known, indent=1) + "\n")

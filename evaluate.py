@@ -6,9 +6,12 @@
 Prints the last line of a training for a trained net: on the run's own test rows, or on others
 that --data.KEY=VALUE names, under the same rules. Then what the rules and the halting head say,
 and how accuracy grows with the supervision steps, beyond those of training if you like:
---steps 1,2,4,8,16,32. Nothing in the run's folder changes. With --entry it reads a checkpoint of
+--steps 1,2,4,8,16,32. --tries 16 begins again on rows whose answers break the rules, and says
+what that cost. Nothing in the run's folder changes. With --entry it reads a checkpoint of
 the official TRM code (a file step_N). Exit codes: 0 done, 2 bad input.
 """
+
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
 
 import dataclasses
 import json
@@ -89,23 +92,39 @@ def evaluate_rows(
     net.eval()
     count = min(rows, len(split)) if rows else len(split)
     mine = np.arange(count)[world.rank :: world.size]
+    answers = solve_rows(net, split, mine, cfg, world, task, adaptive, progress)
+    net.train(was_training)
+    return summarise(answers, split, world, task, mine, count, adaptive)
+
+
+@torch.no_grad()
+def solve_rows(
+    net, split, mine, cfg, world, task, adaptive=False, progress: str = "", first_states=None
+) -> Answers:
+    """What the rows `mine` of a split answered, in batches of one size.
+
+    first_states: questions (B, L) to the y and z that they begin with; None: those of the net.
+    """
     slots = cfg.train.batch_size // cfg.train.accumulate // world.size
-    size = max(1, min(slots, -(-count // world.size)))
+    size = max(1, min(slots, len(mine)))
     answers = Answers(np.asarray(split.labels[mine], dtype=np.int64), cfg.eval_steps)
+    first_states = first_states or (lambda questions: net.states_of(questions, cfg.seed))
     hidden = not progress or world.rank > 0
     bar = tqdm(total=len(mine), desc=progress, leave=False, disable=hidden, unit="row")
     for first in range(0, len(mine), size):
         block = np.arange(first, min(first + size, len(mine)))
         padding = np.full(size - len(block), block[-1])  # one batch size: no recompilation
         block = np.concatenate([block, padding])
-        solve_block(net, split, cfg, world, task, answers, mine, block, adaptive)
+        states = first_states(split.inputs[mine[block]])
+        solve_block(net, split, cfg, world, task, answers, mine, block, states, adaptive)
         bar.update(min(size, len(mine) - first))
     bar.close()
-    net.train(was_training)
-    return summarise(answers, split, world, task, mine, count, adaptive)
+    return answers
 
 
-def solve_block(net, split, cfg, world, task, answers: Answers, mine, block, adaptive) -> None:
+def solve_block(
+    net, split, cfg, world, task, answers: Answers, mine, block, states, adaptive
+) -> None:
     """All supervision steps of a batch. block: rows of `answers`, of `mine` of the split."""
     batch = {
         "inputs": data.tensor(split.inputs[mine[block]]),
@@ -114,7 +133,6 @@ def solve_block(net, split, cfg, world, task, answers: Answers, mine, block, ada
         **{name: data.tensor(values[mine[block]]) for name, values in split.more.items()},
     }
     batch = {name: value.to(world.device) for name, value in batch.items()}
-    states = net.states_of(split.inputs[mine[block]], cfg.seed)
     carry = net.refill(net.start(batch), batch, states)
     average = 1 if adaptive else cfg.train.eval_average
     running, summed = block, 0.0  # running[i]: the row that slot i solves
@@ -184,6 +202,91 @@ def summarise(answers: Answers, split, world, task, mine, count: int, adaptive: 
     mean, verdict = figures(answers.final, every_step)
     curve = mean_over_rows(list(answers.right.T))
     return mean | {"curve": curve, "halting": halting, "verdict": verdict}
+
+
+# ---------------------------------------------------------------- further tries
+
+NOISE = 0.3  # of further tries: its share of the spread of the first states
+
+
+@torch.no_grad()
+def other_states(cfg, net, questions: np.ndarray, number: int) -> tuple:
+    """Other first states of questions (B, L) than those of the first try, and words about them."""
+    if cfg.model.init == "random":
+        return net.states_of(questions, cfg.seed + number), "other random first states"
+    g = torch.Generator().manual_seed(number)
+    size = 1, net.length(questions.shape[1]), cfg.model.dim
+    states = []
+    for state in net.states_of(questions, cfg.seed):
+        noise = torch.randn(size, generator=g).to(state)
+        states.append(state + NOISE * state.std() * noise)
+    return tuple(states), "noise on the first states"
+
+
+@torch.no_grad()
+def try_rows(net, split, cfg, world, task, tries: int, rows: int = 0) -> dict:
+    """What 1, 2, ... tries come to on the first `rows` (0: all) rows of a split.
+
+    Every second further try sees another view of the puzzle, the others begin with other first
+    states. Where rules prove an answer right, as in Sudoku, a row whose answer keeps them is done.
+    Else, as in mazes, each row takes all tries, and its answer is the one that most tries gave,
+    of those that keep the rules; the earlier one of two.
+
+    Returns {"exact": [...], "valid": [...], "steps": [...]}: shares, and supervision steps a row,
+    after so many tries.
+    """
+    count = min(rows, len(split)) if rows else len(split)
+    inputs, labels = split.inputs[:count], np.asarray(split.labels[:count], dtype=np.int64)
+    net.eval()
+    given: list[dict[bytes, int]] = [{} for _ in range(count)]  # how often an answer that is valid
+    chosen, todo, spent = np.zeros_like(labels), np.arange(count), 0
+    curves: dict[str, list[float]] = {"exact": [], "valid": [], "steps": []}
+    for number in range(1, tries + 1):
+        found = one_try(net, split, todo, cfg, world, task, number)
+        spent += len(todo) * cfg.eval_steps
+        kept = task.score(inputs[todo], found)["valid"]
+        for row, answer, valid in zip(todo, found, kept):
+            if valid:
+                key = answer.tobytes()
+                given[row][key] = given[row].get(key, 0) + 1
+                most = max(given[row], key=given[row].get)  # the earlier one of two
+                chosen[row] = np.frombuffer(most, answer.dtype)
+            elif number == 1:
+                chosen[row] = answer
+        if task.proves:
+            todo = todo[~kept]
+        curves["exact"].append(float((chosen == labels).all(-1).mean()))
+        curves["valid"].append(float(task.score(inputs, chosen)["valid"].mean()))
+        curves["steps"].append(spent / count)
+        if not len(todo):
+            break
+    return curves
+
+
+def one_try(net, split, todo, cfg, world, task, number: int) -> np.ndarray:
+    """(rows, L) answers of the rows `todo` of a split at their n-th try."""
+    if not len(todo):
+        return np.zeros((0, split.labels.shape[1]), np.int64)
+
+    def from_other_states(questions: np.ndarray) -> tuple:
+        return other_states(cfg, net, questions, number)[0]
+
+    views, undo = [], []
+    for row in todo:
+        view, back = split.inputs[row], None
+        if number % 2 == 0:
+            g = np.random.default_rng((cfg.seed, number, row))
+            view, back, _ = task.other_view(view, g)
+        views.append(view)
+        undo.append(back)
+    first_states = from_other_states if number % 2 and number > 1 else None
+    views = data.Split(np.stack(views), split.labels[todo])  # these labels are never read
+    mine, progress = np.arange(len(todo)), f"try {number}"
+    found = solve_rows(net, views, mine, cfg, world, task, False, progress, first_states).final
+    for k, back in enumerate(undo):
+        if back:
+            found[k] = back(found[k : k + 1])[0]
+    return found
 
 
 def rows_within_training(cfg) -> int:
@@ -390,14 +493,18 @@ def command_line(argv: list[str] | None):
     add("run", type=Path, help="a run folder, a best.pt, or with --entry an official step_N")
     words = "supervision steps, or which of them to show: 1,2,4,8,16,32 (default: as the run)"
     add("--steps", default="", help=words)
+    words = "as solve.py's: begin again on rows whose answers break the rules (default 1)"
+    add("--tries", type=int, default=1, help=words)
     add("--raw", action="store_true", help="the weights themselves rather than their average")
     add("--out", type=Path, help="a file.json for the figures; file.png beside it gets the curve")
     add("--entry", type=Path, help="RUN is a checkpoint of the official code, of this entry's net")
     tables = [tasks.get(name).Config for name in tasks.TASKS]
-    keys = add_keys(parser, tables, ("task",), "data")
+    keys = add_keys(parser, tables, ("data.task",), "data")
     keys |= add_keys(parser, [ModelConfig], (), "model")
     options, typed = parse(parser, sys.argv[1:] if argv is None else argv, dict.fromkeys(keys, str))
     options.steps = step_list(options.steps) if options.steps else []
+    if options.tries < 1:
+        raise UserError(f"--tries {options.tries}: expected 1 or more")
     if options.out and options.out.suffix != ".json":
         raise UserError(f"--out {options.out}: expected the name of a .json file")
     if options.out and options.out.name in ("summary.json", "job.json"):
@@ -437,6 +544,7 @@ def asked_config(trained: Trained, changes: dict, steps: list[int]):
 def load_rows(trained: Trained, cfg) -> data.Dataset:
     """The test rows. Raises UserError where the net cannot read them."""
     task = cfg.task.bound(trained.shape)
+    task.fetch(cfg, ("test",))
     try:
         dataset = task.load_test(cfg)
     except MemoryError as e:
@@ -471,15 +579,22 @@ def seen_in_training(trained: Trained, cfg, test: data.Split) -> int | None:
     return int(np.isin(keys[2], np.concatenate(keys[:2])).sum())
 
 
-def measure(trained: Trained, cfg, world, rows: int) -> dict:
+def measure(trained: Trained, cfg, world, rows: int, tries: int = 1) -> dict:
     """The figures of a net on the test rows of cfg, named as in summary.json."""
     from train import digest
 
     task, net, dataset = cfg.task, trained.net, load_rows(trained, cfg)
+    one = slice(0, 1)
+    if tries > 1 and "valid" not in task.score(dataset.test.inputs[one], dataset.test.labels[one]):
+        raise UserError(
+            f"--tries {tries}: data.task = {task.name!r} has no rules, expected maze or sudoku"
+        )
     test = task.evaluate(net, dataset.test, cfg, world, rows=rows, progress="test")
     del test["verdict"]
     halting = test.pop("halting")
     more, _ = task.report(net, dataset, cfg, world)
+    if tries > 1:
+        more["tries"] = try_rows(net, dataset.test, cfg, world, task, tries, test["n"])
     return {
         "run": str(trained.path),
         "seed": cfg.seed,
@@ -511,7 +626,21 @@ def report(figures: dict, task, shown_steps: list[int]) -> str:
         lines.append("exact %" + "".join(f"{100 * curve[step - 1]:7.1f}" for step in part))
     if len(curve) > figures["trained_steps"]:
         lines.append(f"note   trained with at most {figures['trained_steps']} supervision steps")
+    if "tries" in figures:
+        lines += tries_table(figures["tries"])
     return "\n".join(lines)
+
+
+def tries_table(tries: dict) -> list[str]:
+    """Shares after 1, 2, 4, ... tries and after the last, and the supervision steps a row took."""
+    last = len(tries["exact"])
+    numbers = sorted({2**k for k in range(last.bit_length())} | {last})
+    lines = ["tries  " + "".join(f"{number:7d}" for number in numbers)]
+    for key in ("exact", "valid"):
+        shares = "".join(f"{100 * tries[key][number - 1]:7.1f}" for number in numbers)
+        lines.append(f"{key} %" + shares)
+    steps = "".join(f"{tries['steps'][number - 1]:7.1f}" for number in numbers)
+    return [*lines, "steps  " + steps]
 
 
 def rules_table(figures: dict, task) -> list[str]:
@@ -605,7 +734,7 @@ def command(argv: list[str] | None) -> None:
     rows = rows_within_training(trained.cfg) if own_rows else 0  # as at the end of training
     if world.compiled:
         compile_net(trained.net)
-    figures = measure(trained, cfg, world, rows)
+    figures = measure(trained, cfg, world, rows, options.tries)
     figures["hardware"] = hardware(world)
     steps = len(figures["test"]["curve"])
     if options.steps and steps != options.steps[-1]:

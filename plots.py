@@ -375,6 +375,67 @@ def plot_depth(
     return fig
 
 
+# ---------------------------------------------------------------- values of keys
+
+
+def write_values(out: Path, groups: list, keys: list[str]) -> list[str]:
+    """Accuracy against the keys in which groups differ: a line for one, a map for two.
+
+    Nothing where there are more, or values that are no numbers. The file names.
+    """
+    values = [g.runs[0].config.get(key) for g in groups for key in keys]
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    if len(keys) not in (1, 2) or not numbers:
+        return []
+    plot = plot_line if len(keys) == 1 else plot_map
+    return attempt("values", lambda: save(out, {"values": plot(groups, *keys)}))
+
+
+def plot_line(groups: list, key: str) -> Figure:
+    """Test accuracy against a value: a dot per seed, a line through the means."""
+    fig = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=130)
+    ax = fig.subplots()
+    found = sorted((g.runs[0].config[key], g.each("exact")) for g in groups)
+    x = [value for value, _ in found]
+    for value, shares in found:
+        ax.plot([value] * len(shares), 100 * np.array(shares), "o", color=COLOURS[0], alpha=0.5)
+    ax.plot(x, [100 * np.mean(shares) for _, shares in found], color=COLOURS[0], lw=2)
+    if min(x) > 0 and max(x) >= 10 * min(x):
+        ax.set_xscale("log")
+        ax.minorticks_off()
+    ax.set_xticks(x, [str(value) for value in x])
+    ax.set(xlabel=key, ylabel="exact on test (%)")
+    ax.set_title("line: mean over seeds; dots: seeds", fontsize=10)
+    plain(ax)
+    return fig
+
+
+def plot_map(groups: list, first: str, second: str) -> Figure:
+    """Mean test accuracy at the points of two keys, as a map with its figures."""
+    rows = sorted({g.runs[0].config[first] for g in groups})
+    columns = sorted({g.runs[0].config[second] for g in groups})
+    shares = np.full((len(rows), len(columns)), np.nan)
+    for g in groups:
+        config = g.runs[0].config
+        at = rows.index(config[first]), columns.index(config[second])
+        shares[at] = 100 * np.mean(g.each("exact"))
+    fig = Figure(figsize=(0.8 * len(columns) + 3, 0.6 * len(rows) + 2), layout="constrained")
+    ax = fig.subplots()
+    image = ax.imshow(shares, cmap="cividis", aspect="auto", origin="lower")
+    middle = (np.nanmin(shares) + np.nanmax(shares)) / 2
+    for (i, j), share in np.ndenumerate(shares):
+        colour = "white" if share < middle else "black"
+        if not np.isnan(share):
+            ax.text(j, i, f"{share:.1f}", ha="center", va="center", fontsize=9, color=colour)
+    ax.set(xlabel=second, ylabel=first)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    seeds = sorted({len(g.runs) for g in groups})
+    ax.set_title(f"mean over {'/'.join(map(str, seeds))} seed(s)", fontsize=10)
+    fig.colorbar(image, label="exact on test (%)")
+    return fig
+
+
 # ---------------------------------------------------------------- files
 
 PLOTS = {"learning": plot_learning, "steps": plot_steps}  # of all entries together
@@ -481,3 +542,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     for row in rows:
         writer.writerow({key: no_formula(value) for key, value in row.items()})
     write_text(path, text.getvalue())
+
+
+if __name__ == "__main__":
+    raise SystemExit("plots.py is a part to import; python train.py begins, README.md says more")

@@ -11,6 +11,8 @@ frames and commas.
 Exit codes: 0 the net has answered (right or wrong), 2 bad input.
 """
 
+import config as _config  # noqa: F401, I001  first: it says so where packages are missing
+
 import plots  # first: it chooses matplotlib's settings
 
 # isort: split
@@ -34,14 +36,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from config import Parser, UserError, load_config, quiet_output
-from evaluate import load_official, refuse_official
+from evaluate import load_official, other_states, refuse_official
 from layers import log_probabilities
 from stats import visible
 from train import Config, load_run
 
 BLUE, GREY = "#0072B2", "#444444"
 BOM = "\ufeff"  # a mark that some editors put before a text
-NOISE = 0.3  # of further tries: its share of the spread of the first states
 
 
 @dataclass
@@ -138,7 +139,7 @@ def try_again(t: Trace, cfg: Config, net, tries: int) -> Trace:
     g = np.random.default_rng(cfg.seed)
     for number in range(2, tries + 1):
         if number % 2:
-            states, words = other_states(cfg, net, t.inputs, number)
+            states, words = other_states(cfg, net, t.inputs[None], number)
             answers, halt = think(cfg, net, t.inputs, len(t.answers), states)
         else:
             view, undo, words = t.task.other_view(t.inputs, g)
@@ -159,20 +160,6 @@ def where_wrong(t: Trace) -> str:
     if t.label is None:
         return ""
     return f" ({int(t.wrong(len(t.answers)).sum())} of {len(t.inputs)} cells wrong)"
-
-
-@torch.no_grad()
-def other_states(cfg: Config, net, inputs: np.ndarray, number: int) -> tuple:
-    """Other first states than those of the first try, and a few words about them."""
-    if cfg.model.init == "random":
-        return net.states_of(inputs[None], cfg.seed + number), "other random first states"
-    g = torch.Generator().manual_seed(number)
-    size = 1, net.length(len(inputs)), cfg.model.dim
-    states = []
-    for state in net.states_of(inputs[None], cfg.seed):
-        noise = torch.randn(size, generator=g).to(state)
-        states.append(state + NOISE * state.std() * noise)
-    return tuple(states), "noise on the first states"
 
 
 def read_puzzle(word: str) -> str:

@@ -72,7 +72,10 @@ CASES = {  # name -> entry below sweeps/ and the options that make it small
     "sudoku_per_digit": ("laptop/sudoku_extreme.toml", f"{SUDOKU} --data.reveal=0.5"),
     "sudoku_grokfast": ("grokking_laptop/ma.toml", f"{SUDOKU} --train.grokfast_window=3"),
     "features": ("features/classify.toml", f"{ROWS} --data.features=16"),
-    "features_highpass": ("features/document_004.toml", f"{ROWS} --data.features=16"),
+    "features_highpass": (
+        "features/grokfast.toml",
+        f"{ROWS} --data.features=16 --train.grokfast=highpass",
+    ),
     "modular_grokfast": ("grokking/grokfast_ema.toml", "--data.modulus=7 --train.batch_size=8"),
     "control": ("control/van_der_pol.toml", ROWS),
     "control_ablation": ("control_ablation/full_trm.toml", ROWS),

@@ -5,6 +5,7 @@ What is averaged, what is listed by name, what the interval of one seed is.
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import analyze
 import made_up
@@ -20,6 +22,7 @@ import tiny
 import train
 from config import FREE, to_toml
 from evaluate import evaluate
+from stats import latex
 from test_planner import CONTROL
 
 
@@ -1110,3 +1113,77 @@ def test_tables_go_beside_the_runs_and_never_over_committed_results(tmp_path, mo
     assert (tmp_path / "runs/laptop/analysis/table.md").exists()
     assert not (tmp_path / "results").exists()
     assert analyze.main(["runs/laptop"]) == 0, "a second time its own files are no runs"
+
+
+# ---------------------------------------------------------------- grids of values
+
+
+def grid_of_runs(root, **keys) -> None:
+    """Two seeds of a run for every point of these keys, half of the puzzles solved or more."""
+    points = list(itertools.product(*keys.values()))
+    for k, point in enumerate(points):
+        values = dict(zip(keys, point))
+        name = ",".join(f"{key}={value}" for key, value in values.items())
+        for seed in (0, 1):
+            solved = [row < 20 + k + seed for row in range(40)]
+            tables = {"model": {}, "train": {}}
+            for key, value in values.items():
+                table, _, last = key.partition(".")
+                tables[table][last] = value
+            fake(root / "x" / name / f"seed{seed}", seed=seed, solved=solved, **tables)
+
+
+def test_every_key_that_differs_has_a_column(tmp_path):
+    grid_of_runs(tmp_path / "runs", **{"train.lr": (0.001, 0.003), "model.dim": (32, 64)})
+    text, files = analyze.analyze([tmp_path / "runs"], tmp_path / "out", tex=True)
+    head = next(line for line in text.splitlines() if line.startswith("| entry | "))
+    assert {"train.lr", "model.dim"} <= set(head.split(" | "))
+    assert "| 0.003 |" in text and "train.steps" not in head
+    rows = json.loads((tmp_path / "out/table.json").read_text())["entries"]
+    found = {(row["train.lr"], row["model.dim"]) for row in rows}
+    assert found == {(0.001, 32), (0.001, 64), (0.003, 32), (0.003, 64)}
+    with open(tmp_path / "out/table.csv", newline="") as file:
+        assert {row["train.lr"] for row in csv.DictReader(file)} == {"0.001", "0.003"}
+    tex = (tmp_path / "out/table.tex").read_text()
+    assert r"\toprule" in tex and r"\%" in tex and tex.count(r"\\") == 5
+    assert "values.png" in files and "table.tex" in files
+    assert Image.open(tmp_path / "out/values.png").size[0] > 200
+
+
+@pytest.mark.parametrize(
+    "keys, kind",
+    [
+        ({"train.lr": (0.001, 0.01, 0.1)}, "line"),
+        ({"train.lr": (0.001, 0.01), "model.dim": (8, 16)}, "map"),
+        ({"train.optimizer": ("adamw", "muon")}, ""),
+        ({"train.lr": (0.1, 0.2), "model.dim": (8, 16), "model.n": (1, 2)}, ""),
+    ],
+)
+def test_a_line_for_one_number_and_a_map_for_two(keys, kind, tmp_path, monkeypatch):
+    grid_of_runs(tmp_path / "runs", **keys)
+    drawn = []
+    for name in ("line", "map"):
+        plot = getattr(analyze.plots, f"plot_{name}")
+
+        def note(groups, *keys, name=name, plot=plot):
+            drawn.append((name, plot(groups, *keys)))
+            return drawn[-1][1]
+
+        monkeypatch.setattr(analyze.plots, f"plot_{name}", note)
+    analyze.analyze([tmp_path / "runs"], tmp_path / "out")
+    assert [name for name, _ in drawn] == [kind] * bool(kind)
+    if kind == "line":
+        (ax,) = drawn[0][1].axes
+        assert ax.get_xscale() == "log" and ax.get_xlabel() == "train.lr"
+        means = ax.lines[-1].get_ydata()
+        assert list(means) == pytest.approx([51.25, 53.75, 56.25])
+    if kind == "map":
+        ax, _ = drawn[0][1].axes
+        shown = [float(text.get_text()) for text in ax.texts]
+        assert shown == pytest.approx([51.25, 56.25, 53.75, 58.75], abs=0.06)
+        assert (ax.get_ylabel(), ax.get_xlabel()) == ("model.dim", "train.lr")
+
+
+def test_letters_that_mean_something_to_latex_are_escaped():
+    lines = latex(["a_b", "%"], [["x & y", "{50 %}"]])
+    assert r"a\_b & \% \\" in lines and r"x \& y & \{50 \%\} \\" in lines

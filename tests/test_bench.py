@@ -135,6 +135,86 @@ def test_arms_are_measured_and_written_down(tmp_path, capsys):
     assert {"commit", "torch", "hardware", "threads"} <= result.keys()
 
 
+ALWAYS = {"norms", "heads and embedding", "loss", "optimizer", "EMA", "other"}
+PARTS = [  # (net, what it has beside these)
+    ({"mixer": "conv", "prefix": 0}, {"mixing: convolution", "channel MLP"}),
+    ({"mixer": "mlp", "norm_place": "pre"}, {"mixing: position MLP", "channel MLP"}),
+    (
+        {"mixer": "conv+attention", "two_nets": True},
+        {"mixing: convolution", "mixing: attention", "channel MLP"},
+    ),
+    ({"mixer": "groups", "prefix": 0}, {"group MLP"}),
+]
+
+
+@pytest.mark.parametrize("model, own", PARTS, ids=["conv", "mlp", "conv+attention", "groups"])
+def test_the_parts_of_a_profile_add_up_to_the_step(model, own):
+    cfg, net, batch = a_net({"positions": "none", "q_from": "mean"} | model)
+    clock = bench.Clock(torch.device("cpu"))
+    found = bench.profile_step(cfg, net, batch, 3, clock)
+    parts = found["parts"]
+    assert parts.keys() == ALWAYS | own
+    assert all(part["ms"] > 0 for part in parts.values())
+    total = sum(part["ms"] for part in parts.values())
+    assert total == pytest.approx(found["ms_per_step"], rel=0.1)
+    assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
+    printed = bench.profile_table(found)
+    assert all(name in printed for name in parts)
+
+
+class SlowBackward(torch.autograd.Function):
+    """The identity, with a backward that takes a time of its own."""
+
+    @staticmethod
+    def forward(ctx, h, wait):
+        ctx.wait = wait
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx, d):
+        ctx.wait()
+        return d, None
+
+
+@pytest.mark.parametrize(
+    "place, part",
+    [
+        ("mixers.0", "mixing: attention"),
+        ("mlp", "channel MLP"),
+        ("norm", "norms"),
+    ],
+)
+def test_backward_is_booked_where_its_forward_was(place, part):
+    cfg, net, batch = a_net({"mixer": "attention", "prefix": 0, "q_from": "mean"})
+    clock, now = bench.Clock(torch.device("cpu")), [0.0]
+
+    def wait() -> None:
+        now[0] += 1.0
+
+    clock.now = lambda: now[0]  # nothing else takes time
+    arm, _ = bench.warm_up("eager", cfg, net, batch, clock)
+    module = arm.run.net.net.blocks[0].get_submodule(place)
+    forward = module.forward
+    module.forward = lambda h, *more: SlowBackward.apply(forward(h, *more), wait)
+    profile = bench.Profile(clock)
+    profile.watch_run(arm.run)
+    profile.begin()
+    arm.train_step()
+    profile.turn_to("other")
+    calls = cfg.model.n + 1  # with gradient
+    norms = 2 * calls if place == "norm" else calls
+    assert {name: took for name, took in profile.seconds.items() if took} == {part: norms}
+
+
+def test_a_profile_is_printed_and_written_down(tmp_path, capsys):
+    entry, out = tiny.entry(tmp_path), tmp_path / "bench.json"
+    call = ["--net", str(entry), "--steps", "1", "--device", "cpu", "--out", str(out)]
+    assert bench.main([*call, "--arms", "eager", "--profile"]) == 0
+    ((_, result),) = json.loads(out.read_text()).items()
+    assert "mixing: pooling" in result["profile"]["parts"]
+    assert "mixing: pooling" in capsys.readouterr().out
+
+
 def test_arms_that_make_no_sense_here_say_why(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "cpu_has_bf16", lambda: False)
     monkeypatch.setattr(bench, "ARMS", ["reference", "eager", "bf16"])

@@ -83,7 +83,7 @@ from config import UserError, load_config, merge
 from encoders import FAMILY, JOINS, EncoderConfig
 from model import TRM, Carry, Output
 from tasks.arc_tasks import ArcConfig
-from tasks.conditioned import Conditioned, change, health, load_decoder
+from tasks.conditioned import Conditioned, change, health, load_decoder, refuse_seen_init
 from train import Config, main
 
 ARC = {
@@ -526,6 +526,26 @@ def test_a_decoder_that_saw_held_out_tasks_is_refused(decoder):
     load_decoder(net, str(decoder), set(ids["test"].split()))
     with pytest.raises(UserError, match="was trained on 1 of the held-out tasks"):
         load_decoder(net, str(decoder), {ids["train"].split()[0]})
+    refuse_seen_init(decoder / "best.pt", set(ids["test"].split()))
+    with pytest.raises(UserError, match=r"train\.init: .* was trained on 1 of the held-out tasks"):
+        refuse_seen_init(decoder / "best.pt", {ids["train"].split()[0]})
+
+
+@pytest.mark.slow
+def test_a_net_with_an_encoder_starts_from_another_one_of_its_kind(tmp_path):
+    tiny.run(tmp_path / "first", **tables())
+    found, init = [], {"train": {"init": str(tmp_path / "first")}}
+
+    def note(run) -> None:
+        if run.step == 0:
+            found.append({name: t.clone() for name, t in run.net.state_dict().items()})
+
+    tiny.run(tmp_path / "second", note, **tables("standard", init))
+    best = tiny.checkpoint(tmp_path / "first", "best.pt")
+    assert tiny.differences(found[0], best["ema"]) == []
+    with pytest.raises(UserError, match=r"train\.init = .* does not fit: .*encoder\."):
+        tiny.run(tmp_path / "third", **tables("trm_style", init))
+    assert not (tmp_path / "third").exists()
 
 
 # ---------------------------------------------------------------- refusals

@@ -308,6 +308,16 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(words, sentence, tmp_pa
     assert refused(capsys, out, tiny.entry(tmp_path), *words) == sentence
 
 
+@pytest.mark.parametrize(
+    "word, option",
+    [("--train.lr=.1,.2", "--train.lr=.1,.2"), ("--seed=0,1", "--seeds=0,1")],
+)
+def test_several_values_of_a_key_are_for_the_launcher(word, option, tmp_path, out, capsys):
+    sentence = refused(capsys, out, tiny.entry(tmp_path), word)
+    assert "expected one value here" in sentence
+    assert f"python -m submitit_launch {tiny.entry(tmp_path)} {option} " in sentence
+
+
 def test_a_command_without_an_entry_is_refused(out, capsys):
     assert refused(capsys, out) == "command line: the following arguments are required: entry"
 
@@ -324,14 +334,26 @@ def test_an_entry_that_cannot_be_read_is_refused(tmp_path, out, capsys):
     )
 
 
-def test_a_base_has_one_level_and_its_errors_carry_its_name(tmp_path, out, capsys):
-    write(tmp_path / "a.toml", "model.dim = 32\n")
-    write(tmp_path / "b.toml", 'base = "a.toml"\n')
-    entry = write(tmp_path / "c.toml", 'base = "b.toml"\n')
-    assert (
-        refused(capsys, out, entry)
-        == f"{tmp_path}/b.toml: has a base of its own, but {entry} builds on it; base has one level"
-    )
+def test_a_base_may_have_a_base(tmp_path):
+    write(tmp_path / "a.toml", 'hypothesis = "a"\nmodel.dim = 32\nmodel.n = 1\nmodel.T = 5\n')
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below/b.toml", 'hypothesis = "b"\nbase = "../a.toml"\nmodel.n = 2\n')
+    entry = write(tmp_path / "c.toml", 'base = "below/b.toml"\nmodel.T = 7\n')
+    cfg = load_config(Config, entry, {})
+    assert (cfg.model.dim, cfg.model.n, cfg.model.T, cfg.hypothesis) == (32, 2, 7, "")
+
+
+def test_a_base_that_leads_back_is_refused_with_the_chain(tmp_path, out, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, base in ("ab", "bc", "cb"):
+        write(tmp_path / f"{name}.toml", f'base = "{base}.toml"\n')
+    chain = "a.toml -> b.toml -> c.toml -> b.toml"
+    assert refused(capsys, out, "a.toml") == f"a.toml: base leads back to itself: {chain}"
+    write(tmp_path / "own.toml", 'base = "own.toml"\n')
+    assert "own.toml -> own.toml" in refused(capsys, out, "own.toml")
+
+
+def test_errors_of_a_base_carry_its_name(tmp_path, out, capsys):
     entry = write(tmp_path / "d.toml", 'base = "e.toml"\n')
     write(tmp_path / "e.toml", "model.dmi = 32\n")
     assert (
@@ -524,11 +546,20 @@ def test_the_baseline_is_the_paper_s():
     )
 
 
-def test_the_baseline_says_in_one_sentence_how_to_get_the_real_data(out, capsys):
-    for name in ("maze_baseline", "sudoku_mlp", "sudoku_attention"):
-        sentence = refused(capsys, out, tiny.ROOT / "sweeps" / f"{name}.toml")
-        assert (
-            "python data.py download" in sentence
-            and "--data.generate=true" in sentence
-            and sentence.count(". ") == 0
-        )
+@pytest.mark.parametrize("name", ["maze_baseline", "sudoku_mlp", "sudoku_attention"])
+def test_without_a_network_a_sentence_says_what_to_fetch_by_hand(
+    name, out, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    sentence = refused(capsys, out, tiny.ROOT / "sweeps" / f"{name}.toml")
+    saved = "maze_hard" if name == "maze_baseline" else "sudoku_extreme"
+    assert "http://127.0.0.1:9/datasets/" in sentence and "by hand and save it as" in sentence
+    assert f"data/{saved}_train.csv" in sentence and "--data.generate=true" in sentence
+    assert sentence.count(". ") == 0
+
+
+def test_generate_on_the_command_line_takes_back_the_files_of_an_entry():
+    entry = tiny.ROOT / "sweeps/ablation/baseline.toml"
+    assert load_config(Config, entry, {}).data.train_path == "data/maze_hard_train.csv"
+    cfg = load_config(Config, entry, {"data": {"generate": True, "test_path": "own.csv"}})
+    assert (cfg.data.train_path, cfg.data.test_path) == ("", "own.csv")

@@ -328,6 +328,15 @@ def test_the_pendulum_swings_up_and_the_grid_knows_the_best_side():
     assert (J <= from_lqr * (1 + 1e-9)).all() and (from_lqr > 1.01 * J).any()
 
 
+@pytest.mark.slow
+def test_the_plans_of_a_pendulum_are_improved_until_nothing_helps():
+    """Test rows that 60 sweeps left unfinished; the costs come from another implementation."""
+    g = plants.rng(0, plants.SPLITS["test"])
+    x0, target = (ends[[175, 373]] for ends in plants.draw_ends(PENDULUM, 1000, g))
+    J = plants.plan_cost(PENDULUM, x0, plants.best_plan(PENDULUM, x0, target), target)
+    assert J == pytest.approx([1010.799, 2127.525], abs=1e-2)
+
+
 def test_interpolation_is_exact_for_bilinear_functions_and_holds_at_the_edges():
     axes = [np.linspace(-1, 1, 5), np.linspace(-2, 2, 9)]
 

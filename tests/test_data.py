@@ -20,7 +20,10 @@ import pytest
 import torch
 
 import data
+import submitit_launch
 import tasks
+import tiny
+import train
 from config import UserError, check_layer
 from data import batches, draw, load
 from tasks import files, puzzles
@@ -646,7 +649,7 @@ def test_redrawn_sudokus_have_other_clues_of_the_same_only_solution():
 
 @pytest.mark.parametrize("side", [4, 6, pytest.param(9, marks=pytest.mark.slow)])
 def test_of_a_redrawn_sudoku_no_old_clue_could_be_spared(side):
-    before, labels = generate_sudokus(SudokuConfig(size=side), 6, rng(20), side)
+    before, labels = generate_sudokus(SudokuConfig(size=side), 3, rng(20), side)
     after = puzzles.redraw_sudokus(before, labels, rng(21))
     for old, new in zip(before, after):
         digits = (new.astype(int) - 1).tolist()
@@ -1153,6 +1156,68 @@ def test_no_network_a_bad_address_and_an_unwritable_folder_are_said(tmp_path, cs
     ):
         with pytest.raises(UserError, match="fetch that address by hand"):
             data.download("maze_hard", str(tmp_path / to), url)
+
+
+@pytest.fixture
+def test_body(csv_body, tmp_path, monkeypatch):
+    """A small file that passes for the test rows of maze_hard."""
+    small = replace(files.PUBLIC["maze_hard"], hashes=("", ""))
+    monkeypatch.setitem(files.PUBLIC, "maze_hard", small)
+    inputs, labels = generate_mazes(MazeConfig(), 5, rng(20), 30)
+    return Path(write_split(tmp_path / "test_body.csv", inputs, labels)).read_bytes()
+
+
+@pytest.fixture
+def real_data(tmp_path, monkeypatch, server):
+    """An entry that names data/maze_hard_train.csv, in an empty folder, and a mirror of the set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", server[0])
+    rows = {"train_rows": 0, "val_rows": 1, "test_rows": 0, "generate": False}
+    paths = {f"{split}_path": f"data/maze_hard_{split}.csv" for split in ("train", "test")}
+    table = {"task": "maze", "size": 30, "augment": False} | rows | paths
+    return tiny.entry(tmp_path, data=table, model={"mixer": "conv"}, train={"steps": 1})
+
+
+def test_training_fetches_the_public_files_that_are_missing(
+    real_data, server, csv_body, test_body, tmp_path, capsys
+):
+    _, files, hits = server
+    whole = csv_body, len(csv_body), 200
+    answers = [
+        ((csv_body[:-500], len(csv_body), 200), "bytes"),  # interrupted
+        ((b"<html>log in</html>", None, 200), "has no column 'question'"),
+        (whole, ""),
+    ]
+    for answer, why in answers:
+        files |= {"/train.csv": answer, "/test.csv": (test_body, None, 200)}
+        code = train.main([str(real_data)])
+        err = capsys.readouterr().err
+        assert code == (2 if why else 0) and why in err
+        assert (tmp_path / "data/maze_hard_train.csv").exists() == (not why)
+        assert (tmp_path / "runs").exists() == (not why)
+    assert hits[0] == "/datasets/sapientinc/maze-30x30-hard-1k/resolve/main/train.csv"
+    asked = len(hits)
+    assert train.main([str(real_data), "--seed=1"]) == 0 and len(hits) == asked
+
+
+def test_the_launcher_fetches_once_before_it_starts_anything(
+    real_data, server, csv_body, test_body, tmp_path, capsys
+):
+    _, files, hits = server
+    words = [str(real_data), "--seeds", "0,1", "--local"]
+    assert submitit_launch.main([*words, "--dry-run"]) == 0 and not hits
+    assert submitit_launch.main(words) == 2 and not (tmp_path / "runs").exists()
+    assert "--data.generate=true" in capsys.readouterr().err
+    hits.clear()
+    files |= {"/train.csv": (csv_body, None, 200), "/test.csv": (test_body, None, 200)}
+    assert submitit_launch.main(words) == 0
+    assert len(hits) == 2 and len(list(tmp_path.glob("runs/tiny/seed*/summary.json"))) == 2
+
+
+def test_a_missing_file_of_ones_own_is_not_fetched(real_data, server, capsys):
+    assert train.main([str(real_data), "--data.test_path=data/mine_test.csv"]) == 2
+    assert "data/mine_test.csv does not exist" in capsys.readouterr().err
+    assert not server[2]
 
 
 def test_proxy_variables_are_respected(server, csv_body, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import solve
 import tiny
 from config import load_config
 from model import PUBLIC_NAMES, PUBLIC_PARTS, public_names
+from runs import make_world
 from tasks.puzzles import decode
 from train import Config, load_run
 
@@ -151,6 +152,88 @@ def test_rows_that_the_run_has_trained_on_are_counted(runs, tmp_path, capsys):
     points = figures_of(tmp_path / "c.json", runs / "points", "--data.seed=1")
     assert points["seen_in_training"] is None
     assert "is not known" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- further tries
+
+
+def trained(folder: Path, labels: np.ndarray, script: dict, monkeypatch) -> tuple:
+    """What `try_rows` wants, of a net whose n-th try answers script[n][row]."""
+    cfg, net, _ = load_run(folder)
+    rows = data.load(cfg).test
+    split = data.Split(rows.inputs[: len(labels)], labels)
+
+    def one_try(net, split, todo, cfg, world, task, number):
+        return np.stack([script[number][row] for row in todo])
+
+    monkeypatch.setattr(evaluate, "one_try", one_try)
+    return net, split, cfg, None, cfg.task
+
+
+def test_a_sudoku_is_tried_until_its_rules_hold(runs, monkeypatch):
+    cfg, _, _ = load_run(runs / "sudoku")
+    right = np.asarray(data.load(cfg).test.labels[:2], dtype=np.int64)
+    wrong = np.full_like(right, 2)
+    script = {1: [right[0], wrong[1]], 2: [None, wrong[1]], 3: [None, right[1]]}
+    found = evaluate.try_rows(*trained(runs / "sudoku", right, script, monkeypatch), tries=9)
+    S = cfg.eval_steps
+    assert found == {"exact": [0.5, 0.5, 1], "valid": [0.5, 0.5, 1], "steps": [S, 1.5 * S, 2 * S]}
+
+
+def test_of_a_mazes_valid_answers_the_most_frequent_counts(runs, monkeypatch):
+    cfg, _, _ = load_run(runs / "maze")
+    labels = np.asarray(data.load(cfg).test.labels[:1], dtype=np.int64)
+    right, broken = labels[0], np.zeros_like(labels[0])
+    script = {1: [broken], 2: [right], 3: [broken], 4: [broken]}
+    found = evaluate.try_rows(*trained(runs / "maze", labels, script, monkeypatch), tries=4)
+    S = cfg.eval_steps
+    assert found["exact"] == found["valid"] == [0, 1, 1, 1]
+    assert found["steps"] == [S, 2 * S, 3 * S, 4 * S]
+    # Two routes, both of them paths: the one that more tries gave, the earlier one of two.
+    monkeypatch.setattr(cfg.task, "score", lambda inputs, answers: {"valid": answers.any(-1)})
+    script = {1: [right], 2: [right + 1], 3: [right + 1], 4: [right], 5: [right]}
+    found = evaluate.try_rows(*trained(runs / "maze", labels, script, monkeypatch), tries=5)
+    assert found["exact"] == [1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["sudoku", "maze"])
+def test_tries_stand_beside_the_single_try(name, runs, tmp_path, capsys):
+    one = figures_of(tmp_path / "one.json", runs / name)
+    many = figures_of(tmp_path / "many.json", runs / name, "--tries=5")
+    out, tries = capsys.readouterr().out, many.pop("tries")
+    assert many == one
+    S = one["test"]["steps"]
+    assert (tries["exact"][0], tries["valid"][0]) == (one["test"]["exact"], one["test"]["valid"])
+    spent = np.diff(tries["steps"], prepend=0)
+    open_rows = 1 - np.array([0, *tries["valid"][:-1]]) if name == "sudoku" else np.ones(5)
+    assert spent == pytest.approx(S * open_rows[: len(spent)])
+    assert "tries        1      2      4      5" in out
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_answers_of_a_try_are_those_of_the_puzzle_itself(number, runs):
+    """A net that copies its question answers it in every view; only the first is as trained."""
+    cfg, net, _ = load_run(runs / "maze")
+    split, todo = data.load(cfg).test, np.array([3, 0, 7])
+
+    def copy(carry):
+        step = type(net).step(net, carry)
+        inputs = step[0].batch["inputs"]
+        step[1].logits = torch.nn.functional.one_hot(inputs, net.outputs).float()
+        return step
+
+    net.step = copy
+    world = make_world(cfg.train)
+    found = evaluate.one_try(net, split, todo, cfg, world, cfg.task, number)
+    assert (found == split.inputs[todo]).all()
+    del net.step
+    tried = [evaluate.one_try(net, split, todo, cfg, world, cfg.task, k) for k in (1, 2, 3)]
+    assert len({answers.tobytes() for answers in tried}) > 1
+
+
+def test_tries_want_rules(runs, capsys):
+    assert "no rules, expected maze or sudoku" in refused(capsys, runs / "points", "--tries=2")
+    assert "--tries 0: expected 1 or more" in refused(capsys, runs / "maze", "--tries=0")
 
 
 @pytest.mark.slow

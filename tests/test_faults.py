@@ -25,7 +25,7 @@ import tiny
 import train
 from config import UserError, below_sweeps, load_config, read_toml, slurm_config, to_toml
 from evaluate import evaluate
-from optim import make_ema
+from optim import EMA
 from runs import World
 from tasks import arc_tasks, episodes, plants, puzzles
 from tasks.arc_tasks import ArcConfig
@@ -207,7 +207,7 @@ class Table(torch.nn.Module):
 @pytest.mark.parametrize("warmup", [False, True])
 def test_rows_of_puzzle_identifiers_are_evaluated_as_they_are(warmup):
     net = Table()
-    ema = make_ema(net, 0.999, warmup)
+    ema = EMA(net, 0.999, warmup)
     for _ in range(200):
         with torch.no_grad():
             for p in net.parameters():

@@ -5,6 +5,7 @@ Who knows what, who imports what, one rule book, files that can be copied.
 
 import ast
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import submitit_launch as launcher
 import tasks
 import tiny
 import train
-from config import UserError
+from config import UserError, read_toml, with_entry
 from model import TRM, ModelConfig, Shape, net_flop
 from optim import make_optimizers
 from runs import make_world
@@ -331,3 +332,74 @@ def test_a_table_of_another_task_is_an_unknown_key(tmp_path):
 def test_a_world_of_one_needs_no_process_group():
     world = make_world(tiny.config().train)
     assert world.sum(torch.ones(2)).tolist() == [1, 1] and world.max(3) == 3
+
+
+# ---------------------------------------------------------------- finding the way
+
+COMMANDS = ["train", "evaluate", "analyze", "solve", "submitit_launch", "bench", "probes", "data"]
+
+
+def call(capsys, *words: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of train.py."""
+    capsys.readouterr()
+    code = train.main([*map(str, words)])
+    return code, *capsys.readouterr()
+
+
+def test_train_alone_lists_the_entries_with_their_hypotheses(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code, out, _ = call(capsys)
+    assert code == 0
+    for path in ENTRIES:
+        assert f"  {path.stem} " in out and f"{path.parent.relative_to(ROOT)}/" in out
+    words = read_toml(ROOT / "sweeps/grid/lights_out.toml")["hypothesis"]
+    assert words[:60] in out
+
+
+def test_the_name_of_an_entry_finds_it_or_what_is_meant(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = "sweeps/laptop/maze_perfect.toml"
+    assert with_entry(["--seed", "1", "maze_perfect"]) == ["--seed", "1", path]
+    assert with_entry(["--train.grokfast", "ema", path]) == ["--train.grokfast", "ema", path]
+    code, _, err = call(capsys, "maze_perfct")
+    assert code == 2 and path in err
+    code, _, err = call(capsys, "baseline")
+    assert code == 2 and "sweeps/ablation/baseline.toml or sweeps/ablation_laptop/" in err
+
+
+def test_help_shows_the_values_of_the_entry_beside_the_defaults(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        train.main(["maze_perfect", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("Values of sweeps/laptop/maze_perfect.toml:")
+    assert lines[at + 1].split() == ["--train.steps=550", "(default", "1000)"]
+    own = "\n".join(lines[at : lines.index("", at)])
+    assert '--model.mixer="conv"' in own and "--train.beta1" not in own
+
+
+@pytest.mark.parametrize("word, meant", [("--lr", "--train.lr"), ("--n=3", "--model.n")])
+def test_a_key_without_its_table_is_told_the_table(word, meant, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code, _, err = call(capsys, "maze_perfect", word, "1")
+    assert code == 2 and f"did you mean {meant}?" in err
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("*.py")))
+def test_a_file_that_is_no_command_says_so(name):
+    if name in COMMANDS:
+        assert "def main(" in (ROOT / f"{name}.py").read_text()
+        return
+    done = subprocess.run([sys.executable, f"{name}.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"{name}.py is a part to import") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_forgotten_environment_is_one_sentence(name):
+    """-S: without the folder of installed packages."""
+    words = ["-m", name] if name == "submitit_launch" else [f"{name}.py"]
+    command = [sys.executable, "-S", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert re.match(r"error: (numpy|torch) is not installed for this Python; ", done.stderr)

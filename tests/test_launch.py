@@ -4,6 +4,7 @@ What it refuses, what it would submit, copies of the code, what is still to do, 
 and runs on a real SLURM.
 """
 
+import itertools
 import json
 import os
 import re
@@ -18,13 +19,14 @@ from pathlib import Path
 
 import pytest
 
+import analyze
 import runs
 import submitit_launch as launcher
 import tiny
 from config import SlurmConfig, UserError, load_config, minutes, slurm_config
 from submitit_launch import parameters
 from test_train import LONG, wait_for_step
-from train import Config
+from train import Config, load_run
 
 LONG_RUN = {
     "model": {"n_sup": 4, "explore": 0.5, "n": 2},
@@ -264,7 +266,7 @@ def test_one_wrong_key_in_the_seventh_entry_submits_nothing(here, capsys):
         ),
         (
             ["sweeps/small", "--seed=1"],
-            r"command line: unknown key '--seed=1', did you mean 'seeds'\?",
+            r"command line: unknown key '--seed=1', did you mean --seeds or --data.seed\?",
         ),
         (
             ["sweeps/small", "--slurm.prtition=x"],
@@ -478,7 +480,7 @@ def test_the_folder_of_launches_is_private(here, monkeypatch, capsys):
 
 
 def planned(entry: Path, **overrides) -> list:
-    return launcher.plan_runs([entry], "0,1", overrides, local=False)
+    return launcher.plan_runs([entry], "0,1", [("", overrides)], local=False)
 
 
 def test_the_copy_has_tracked_and_new_files_as_they_are_and_the_difference_to_the_commit(
@@ -534,7 +536,7 @@ def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
     tiny.run(Path("runs/small/done/seed0"))
     plans = {
         run.entry.stem: run
-        for run in launcher.plan_runs([here.relative_to(Path.cwd())], "", {}, local=False)
+        for run in launcher.plan_runs([here.relative_to(Path.cwd())], "", [("", {})], local=False)
     }
     for k, name in enumerate(("computes", "waits", "broke", "killed", "halfway", "another")):
         launcher.prepare(plans[name], {"job": f"7_{k}", "code": "/there", "log": f"{name}.log"})
@@ -621,7 +623,7 @@ def test_the_next_launch_takes_what_is_neither_finished_nor_running_nor_queued(
 )
 def test_a_job_that_could_not_say_why_it_ended_was_killed(log, reason, here):
     tiny.entry(here)
-    (run,) = launcher.plan_runs([here], "", {}, local=True)
+    (run,) = launcher.plan_runs([here], "", [("", {})], local=True)
     launcher.prepare(run, {"job": "7", "code": "/there", "log": "the.log"})
     Path("the.log").write_text(log)
     assert launcher.state_of(run, {}) == ("failed", reason)
@@ -630,7 +632,7 @@ def test_a_job_that_could_not_say_why_it_ended_was_killed(log, reason, here):
 @pytest.mark.parametrize("text", ["", "[]", "7", '{"log": 5}', '{"job": {}}', "[" * 5000, "\xff"])
 def test_a_damaged_job_file_is_a_run_that_was_never_started(text, here):
     tiny.entry(here)
-    (run,) = launcher.plan_runs([here], "", {}, local=True)
+    (run,) = launcher.plan_runs([here], "", [("", {})], local=True)
     run.folder.mkdir(parents=True)
     (run.folder / "job.json").write_text(text)
     assert launcher.state_of(run, {}) == ("new", "")
@@ -639,7 +641,7 @@ def test_a_damaged_job_file_is_a_run_that_was_never_started(text, here):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"test": {"exact": "x"}}', "{" * 9])
 def test_a_damaged_summary_is_said_so(text, here):
     tiny.entry(here)
-    (run,) = launcher.plan_runs([here], "", {}, local=True)
+    (run,) = launcher.plan_runs([here], "", [("", {})], local=True)
     run.folder.mkdir(parents=True)
     (run.folder / "summary.json").write_text(text)
     state, note = launcher.state_of(run, {})
@@ -650,7 +652,7 @@ def test_a_run_that_another_launch_has_taken_meanwhile_is_left_to_it(here, monke
     """Between the first look, without a lock, and the second one."""
     for name in "ab":
         tiny.entry(here, f"{name}.toml")
-    runs_ = launcher.plan_runs([here], "", {}, local=True)
+    runs_ = launcher.plan_runs([here], "", [("", {})], local=True)
     looks = [[("new", "")] * 2, [("queued", "job 7_0"), ("new", "")]]
     monkeypatch.setattr(launcher, "states_of", lambda runs: looks.pop(0))
     submitted = []
@@ -778,7 +780,9 @@ def test_ctrl_c_lets_local_runs_save_and_the_same_command_continues_to_the_same_
     for folder in folders:
         wait_for_step(folder, 5, process)
     assert (
-        launcher.states_of(launcher.plan_runs([Path("sweeps/small")], "0,1", {}, local=True))
+        launcher.states_of(
+            launcher.plan_runs([Path("sweeps/small")], "0,1", [("", {})], local=True)
+        )
         == [("running", "on this machine")] * 2
     )
     process.send_signal(signal.SIGINT)
@@ -814,8 +818,6 @@ SWEEP = {
     "p1": {},
     "p2": {"model": {"n": 2}},
     "p3": {"model": {"T": 1}},
-    "p4": {"train": {"ema": 0.0}},
-    "p5": {"train": {"optimizer": "muon"}},
 }
 SLOW = {
     "model": {"n_sup": 4, "explore": 0.5, "T": 2, "n": 2, "ponder_weight": 3.0},
@@ -961,24 +963,24 @@ def test_the_tasks_of_a_job_are_one_group(fates, tmp_path):
 
 
 @pytest.mark.slow
-def test_five_entries_with_two_seeds_run_to_the_end_and_are_analysed(cluster):
-    sweep = cluster / "sweeps" / "five"
+def test_three_entries_with_two_seeds_run_to_the_end_and_are_analysed(cluster):
+    sweep = cluster / "sweeps" / "three"
     sweep.mkdir(parents=True)
     for name, tables in SWEEP.items():
         tiny.entry(sweep, f"{name}.toml", **tables)
     done = submit(
-        "sweeps/five", "--seeds=0,1", "--wait", "--slurm.time=1h", "--slurm.max_parallel=4"
+        "sweeps/three", "--seeds=0,1", "--wait", "--slurm.time=1h", "--slurm.max_parallel=4"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(
-        f"finished  five/{name} s{seed}: test " in done.stdout for name in SWEEP for seed in (0, 1)
+        f"finished  three/{name} s{seed}: test " in done.stdout for name in SWEEP for seed in (0, 1)
     )
-    table = (cluster / "runs" / "five" / "analysis" / "table.md").read_text()
+    table = (cluster / "runs" / "three" / "analysis" / "table.md").read_text()
     assert all(re.search(rf"^\| {name} \|", table, re.MULTILINE) for name in SWEEP)
-    again = submit("sweeps/five", "--seeds=0,1")
+    again = submit("sweeps/three", "--seeds=0,1")
     assert (
         again.returncode == 0
-        and again.stdout.count("finished ") == 10
+        and again.stdout.count("finished ") == 6
         and "submitted" not in again.stdout
     )
 
@@ -1046,6 +1048,67 @@ def test_a_job_that_is_killed_is_said_to_be(cluster):
     wait_for_step(folder, 5)
     os.kill(launcher.holder_of(folder).pid, signal.SIGKILL)
     until(lambda: not launcher.queue(), "the queue does not become empty")
-    (run,) = launcher.plan_runs([entry], "", {}, local=False)
+    (run,) = launcher.plan_runs([entry], "", [("", {})], local=False)
     (found,) = launcher.states_of([run])
     assert found == ("failed", "killed")
+
+
+# ---------------------------------------------------------------- grids
+
+
+def commands_of(capsys, *words) -> list[str]:
+    """The commands that --dry-run shows."""
+    capsys.readouterr()
+    assert launcher.main([*map(str, words), "--local", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    return [line for line in out.splitlines() if line.startswith("python train.py")]
+
+
+def test_several_values_of_keys_make_a_grid(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweeps").mkdir()
+    entry = tiny.entry(tmp_path / "sweeps")
+    words = [entry, "--train.lr=1e-2,3e-3", "--train.ema", "0.9", "--model.dim=16,32"]
+    lines = commands_of(capsys, *words, "--seeds", "0,1")
+    names = [f"lr={lr},dim={dim}" for lr in (0.01, 0.003) for dim in (16, 32)]
+    assert len(lines) == 8
+    for k, name in enumerate(names):
+        assert all(f"sweeps/tiny/{name}.toml" in line for line in lines[2 * k : 2 * k + 2])
+    assert launcher.main([str(word) for word in words] + ["--local"]) == 0
+    for name, (lr, dim) in zip(names, itertools.product((0.01, 0.003), (16, 32))):
+        cfg, _, _ = load_run(tmp_path / "runs/tiny" / name / "seed0")
+        assert (cfg.train.lr, cfg.model.dim, cfg.train.ema) == (lr, dim, 0.9)
+    more = commands_of(
+        capsys, entry, "--train.lr=1e-2,3e-3,1e-3", "--train.ema=0.9", "--model.dim=16,32"
+    )
+    assert len(more) == 2 and all("lr=0.001," in line for line in more), "the rest is finished"
+    assert analyze.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    table = (tmp_path / "out/table.md").read_text()
+    assert all(name in table for name in names)
+
+
+def test_a_value_of_a_grid_has_the_table_of_its_key_where_two_are_alike(tmp_path, capsys):
+    (tmp_path / "sweeps").mkdir()
+    entry = tiny.entry(tmp_path / "sweeps")
+    words = ["--data.augment=true,false", "--train.lr=0.1,0.2", "--train.optimizer=adamw,muon"]
+    assert "augment=true,lr=0.1,optimizer=adamw" in commands_of(capsys, entry, *words)[0]
+    words = ["--model.init=fixed,random", "--train.init_weights=ema,raw"]
+    assert "init=fixed,init_weights=ema" in commands_of(capsys, entry, *words)[0]
+    first = commands_of(capsys, entry, "--data.seed=1,2")[0]
+    assert "data.seed=1" in first and "--seed=0" in first, "every run has a seed of its own"
+    assert launcher.name_of_value("model.n=2", ["n", "n"]) == "model.n=2"
+
+
+@pytest.mark.parametrize(
+    "word, words",
+    [
+        ("--train.lr=0.1,0.1", "a value stands there twice"),
+        ("--train.lr=0.1,x", "lr = 'x'"),
+        ("--model.dim=16,0", "dim = 0"),
+        ("--data.train_path=a.csv,b.csv", "a.csv,b.csv"),
+    ],
+)
+def test_every_point_of_a_grid_is_checked_first(word, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert launcher.main([str(tiny.entry(tmp_path)), word, "--local"]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "runs").exists()

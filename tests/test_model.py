@@ -546,7 +546,6 @@ def test_random_first_states_are_fresh_noise_per_token_and_a_function_of_the_gen
     assert torch.equal(y, again[0])
     assert torch.equal(z, again[1])
     assert abs(y.std().item() - 1) < 0.02
-    assert y.abs().max() < 2.28
     assert abs((y * z).mean().item()) < 0.04
     assert not torch.equal(y[0, 0], y[0, 1]) and not torch.equal(y[0], y[1])
 

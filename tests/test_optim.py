@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 import data
-import runs
+import test_init
 import tiny
 import train as training
 from config import UserError
 from model import TRM, ModelConfig, Shape
-from optim import AdamAtan2, GrokFast, Muon, SignSGD, make_ema, make_optimizers, schedule, set_rates
+from optim import EMA, AdamAtan2, GrokFast, Muon, SignSGD, make_optimizers, schedule, set_rates
 from runs import make_world
 from tasks.base import Task
 from train import TrainConfig
@@ -417,7 +417,7 @@ def test_a_filter_keeps_no_reference_to_the_gradients_it_saw():
 @pytest.mark.parametrize("warmup", [False, True])
 def test_the_ema_of_weights_equals_a_scalar_loop(warmup):
     net = nn.Linear(1, 1, bias=False)
-    ema, mean = make_ema(net, 0.9, warmup), None
+    ema, mean = EMA(net, 0.9, warmup), None
     for t, value in enumerate([1.0, 3.0, -2.0, 5.0, 5.0]):
         with torch.no_grad():
             net.weight.fill_(value)
@@ -430,7 +430,7 @@ def test_the_ema_of_weights_equals_a_scalar_loop(warmup):
 
 def test_the_warm_up_of_the_ema_ends_at_the_full_decay():
     net = nn.Linear(1, 1, bias=False)
-    ema = make_ema(net, 0.5, True)
+    ema = EMA(net, 0.5, True)
     ema.n_averaged.fill_(8)  # (1 + 8) / (10 + 8) is 0.5; later it would be more
     for t, before in ((8, 2.0), (30, 4.0)):
         ema.n_averaged.fill_(t)
@@ -622,15 +622,13 @@ def test_ckpt_minutes_is_the_time_between_checkpoints(tmp_path, monkeypatch):
     tiny.run(tmp_path / "b", train={"ckpt_minutes": 60.0})
     assert saved.count("ckpt.pt") == 2  # with the evaluations only
     saved.clear()
-    clock, forward_backward = [0.0], training.forward_backward
+    clock = [0.0]
 
-    def slow(*args):
+    def ten_seconds(run):
         clock[0] += 10
-        return forward_backward(*args)
 
-    monkeypatch.setattr(training, "forward_backward", slow)
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
-    tiny.run(tmp_path / "c", train={"ckpt_minutes": 0.5, "eval_every": 10})
+    tiny.run(tmp_path / "c", ten_seconds, train={"ckpt_minutes": 0.5, "eval_every": 10})
     assert saved.count("ckpt.pt") == 3  # 40 seconds after the last one: steps 4 and 8, and the end
 
 
@@ -656,9 +654,7 @@ def test_device_and_dtype_choose_where_and_in_what_to_compute(monkeypatch):
     assert make_world(TrainConfig(device="cpu")).device.type == "cpu"
     for dtype in ("float32", "bfloat16"):
         assert make_world(TrainConfig(device="cpu", dtype=dtype)).dtype == getattr(torch, dtype)
-    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(runs, "cpu_has_bf16", lambda has=has: has)
-        assert make_world(TrainConfig(device="cpu")).dtype == expected
+    assert make_world(TrainConfig(device="cpu")).dtype == torch.float32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -680,6 +676,17 @@ def test_dtype_moves_the_activations_and_not_the_weights(tmp_path):
     assert tiny.differences(fp32["net"], bf16["net"]) != []
 
 
+def whole_recursion(compiled: list):
+    """A torch.compile that compiles nothing and notes what it was asked for."""
+
+    def compile_nothing(function, *, mode="default", **options):
+        if function.__name__ == "recurse":
+            compiled.append((function.__name__, mode))
+        return function
+
+    return compile_nothing
+
+
 @pytest.mark.slow
 def test_compile_compiles_the_recursive_net_and_its_averaged_twin(tmp_path, monkeypatch):
     compiled = []
@@ -690,6 +697,12 @@ def test_compile_compiles_the_recursive_net_and_its_averaged_twin(tmp_path, monk
     monkeypatch.setattr(nn.Module, "compile", note)
     tiny.run(tmp_path / "on", train={"compile": "on", "steps": 1}, model={"two_nets": True})
     assert compiled == ["Net"] * 4
+    compiled.clear()
+    monkeypatch.setattr(torch, "compile", whole_recursion(compiled))
+    tiny.run(tmp_path / "graphs", train={"compile": "graphs", "steps": 1})
+    assert compiled == [("recurse", "reduce-overhead")] * 2
+    tiny.run(tmp_path / "eager", train={"steps": 1})
+    assert tiny.lines(tmp_path / "graphs") == tiny.lines(tmp_path / "eager")
     compiled.clear()
     for choice in ("off", "auto"):  # auto: CUDA only
         tiny.run(tmp_path / choice, train={"compile": choice, "steps": 1})
@@ -734,6 +747,40 @@ def test_wandb_hears_every_line_and_the_summary(tmp_path, monkeypatch):
     assert heard.finished == 1
 
 
+def test_tensorboard_hears_every_line_and_the_test(tmp_path, monkeypatch):
+    written, opened = [], []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            opened.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def flush(self):
+            pass
+
+        def close(self):
+            opened.append("closed")
+
+    package = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    monkeypatch.setattr(torch.utils, "tensorboard", package, raising=False)
+    folder = tmp_path / "seed0"
+    tiny.interrupted(folder, train={"tensorboard": True})
+    del written[:]
+    summary = tiny.run(folder, train={"tensorboard": True})
+    place = f"{folder}/tensorboard"
+    assert opened == [(place, 1), (place, 6), "closed"], "it continues after step 5"
+    lines = [line for line in tiny.lines(folder, "train") if line["step"] > 5]
+    losses = [(value, step) for name, value, step in written if name == "train/loss"]
+    assert [step for _, step in losses] == [6, 7, 8, 9, 10]
+    assert losses[0][0] == pytest.approx(lines[0]["loss"], abs=1e-6)
+    last = tiny.lines(folder, "val")[-1]
+    assert ("val/cells", pytest.approx(last["cells"]), 10) in written
+    assert ("test/exact", summary["test"]["exact"], summary["best_step"]) in written
+
+
 # ---------------------------------------------------------------- no key without a row
 
 ELSEWHERE = {  # keys whose rows are tests of their own, above
@@ -759,6 +806,9 @@ ELSEWHERE = {  # keys whose rows are tests of their own, above
     "compile": test_compile_compiles_the_recursive_net_and_its_averaged_twin,
     "threads": test_threads_sets_the_threads_of_torch,
     "wandb": test_wandb_hears_every_line_and_the_summary,
+    "tensorboard": test_tensorboard_hears_every_line_and_the_test,
+    "init": test_init.test_the_weights_before_the_first_step_are_those_of_the_run,
+    "init_weights": test_init.test_the_weights_before_the_first_step_are_those_of_the_run,
 }
 
 
@@ -768,8 +818,9 @@ def test_every_training_key_has_a_row():
     covered = {
         "grokfast": {"none", "ema", "ma", "highpass"},
         "device": {"auto", "cpu", "cuda", "mps"},
-        "compile": {"auto", "on", "off"},
+        "compile": {"auto", "on", "graphs", "off"},
         "dtype": {"auto", "float32", "bfloat16"},
+        "init_weights": {"ema", "raw"},
     }
     for key, choices in CHOICES.items():
         rows = {row[1] for row in UPDATES if row[0] == key} | {getattr(TrainConfig(), key)}

@@ -3,7 +3,6 @@ data, other hardware, damage, signals at any time, half-set variables, too littl
 """
 
 import errno
-import itertools
 import math
 import os
 import random
@@ -33,34 +32,6 @@ from train import main
 LONG = 600  # seconds after which a process that does nothing is a failure
 
 
-class Broken(Exception):
-    pass
-
-
-def break_at(patch, call: int, action) -> None:
-    """The n-th training step calls `action` first."""
-    whole, calls = training.forward_backward, itertools.count(1)
-
-    def step(*args):
-        if next(calls) == call:
-            action()
-        return whole(*args)
-
-    patch.setattr(training, "forward_backward", step)
-
-
-def broken():
-    raise Broken
-
-
-def interrupted(monkeypatch, folder: Path, call: int = 7, **tables) -> None:
-    """A run that died in its n-th step; its last checkpoint is that of step 5."""
-    with monkeypatch.context() as patch:
-        break_at(patch, call, broken)
-        with pytest.raises(Broken):
-            tiny.run(folder, **tables)
-
-
 def refused(capsys, words: list, code: int = 2) -> str:
     """The one sentence that a command ends with."""
     capsys.readouterr()
@@ -74,7 +45,7 @@ def refused(capsys, words: list, code: int = 2) -> str:
 
 
 @pytest.mark.slow
-def test_the_second_process_in_a_folder_says_who_holds_it(tmp_path, monkeypatch, capsys):
+def test_the_second_process_in_a_folder_says_who_holds_it(tmp_path):
     entry, folder = tiny.entry(tmp_path), tmp_path / "runs" / "tiny" / "seed0"
     found = []
 
@@ -85,9 +56,7 @@ def test_the_second_process_in_a_folder_says_who_holds_it(tmp_path, monkeypatch,
 
     before = tmp_path / "whole"
     tiny.run(before)
-    with monkeypatch.context() as patch:
-        break_at(patch, 6, second)
-        assert main([str(entry), f"--out={tmp_path}/runs"]) == 0
+    tiny.command(entry, f"--out={tmp_path}/runs", before_step=tiny.at(6, second))
     (out, err, code) = found[0]
     assert code == 2 and out == "" and err.count("\n") == 1
     assert str(folder) in err and f"process {os.getpid()} on {socket.gethostname()}" in err
@@ -158,7 +127,7 @@ def test_a_lock_that_is_long_silent_or_no_lock_at_all_is_dead_at_once(tmp_path, 
             assert holder_of(tmp_path).pid == os.getpid()
 
 
-def test_a_process_that_was_taken_for_dead_writes_nothing_more(tmp_path, monkeypatch, capsys):
+def test_a_process_that_was_taken_for_dead_writes_nothing_more(tmp_path):
     entry, folder = tiny.entry(tmp_path), tmp_path / "runs" / "tiny" / "seed0"
     before = []
 
@@ -167,9 +136,8 @@ def test_a_process_that_was_taken_for_dead_writes_nothing_more(tmp_path, monkeyp
         on_another_machine(folder)
         before.append((folder / "ckpt.pt").read_bytes())
 
-    break_at(monkeypatch, 8, taken_over)
-    sentence = refused(capsys, [entry, f"--out={tmp_path}/runs"], 3)
-    assert "process 4711 on n12 works here now" in sentence
+    with pytest.raises(TrainingError, match="process 4711 on n12 works here now"):
+        tiny.command(entry, f"--out={tmp_path}/runs", before_step=tiny.at(8, taken_over))
     assert (folder / "ckpt.pt").read_bytes() == before[0] and not (folder / "summary.json").exists()
     assert holder_of(folder).host == "n12"
 
@@ -180,8 +148,8 @@ def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
-    interrupted(monkeypatch, tmp_path)
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    tiny.interrupted(tmp_path)
     for name in (".ckpt.pt.n12-1.tmp", ".ckpt.pt.tmp", ".job.json.n12-2.tmp"):
         (tmp_path / name).write_bytes(b"half")
     tiny.run(tmp_path)
@@ -235,9 +203,9 @@ def data_files(folder: Path, seed: int = 0) -> dict:
     return paths | {"train_rows": 0, "test_rows": 0, "val_rows": 8}
 
 
-def test_data_that_was_replaced_under_its_name_is_refused(tmp_path, monkeypatch):
+def test_data_that_was_replaced_under_its_name_is_refused(tmp_path):
     rows = data_files(tmp_path / "data")
-    interrupted(monkeypatch, tmp_path / "run", data=rows)
+    tiny.interrupted(tmp_path / "run", data=rows)
     before = (tmp_path / "run" / "ckpt.pt").read_bytes()
     shutil.rmtree(tmp_path / "data")
     data_files(tmp_path / "data", seed=1)
@@ -246,10 +214,10 @@ def test_data_that_was_replaced_under_its_name_is_refused(tmp_path, monkeypatch)
     assert (tmp_path / "run" / "ckpt.pt").read_bytes() == before
 
 
-def test_the_same_bytes_under_another_path_are_the_same_data(tmp_path, monkeypatch):
+def test_the_same_bytes_under_another_path_are_the_same_data(tmp_path):
     rows = data_files(tmp_path / "here")
     tiny.run(tmp_path / "whole", data=rows)
-    interrupted(monkeypatch, tmp_path / "run", data=rows)
+    tiny.interrupted(tmp_path / "run", data=rows)
     os.rename(tmp_path / "here", tmp_path / "there")
     moved = {key: str(v).replace("here", "there") for key, v in rows.items() if "path" in key}
     summary = tiny.run(tmp_path / "run", data=rows | moved)
@@ -279,10 +247,11 @@ def test_seeds_on_the_same_bytes_at_different_places_are_averaged(tmp_path):
 
 def test_a_run_keeps_the_dtype_that_it_began_with(tmp_path, monkeypatch):
     auto = {"train": {"dtype": "auto"}}
-    monkeypatch.setattr(runs, "cpu_has_bf16", lambda: True)
-    tiny.run(tmp_path / "whole", **auto)
-    interrupted(monkeypatch, tmp_path / "run", **auto)
-    monkeypatch.setattr(runs, "cpu_has_bf16", lambda: False)
+    bf16 = World(0, 1, torch.device("cpu"), torch.bfloat16, False)  # as on another machine
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_world", lambda cfg: bf16)
+        tiny.run(tmp_path / "whole", **auto)
+        tiny.interrupted(tmp_path / "run", **auto)
     summary = tiny.run(tmp_path / "run", **auto)
     assert "bfloat16" in summary["hardware"]
     tiny.assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -292,7 +261,7 @@ def test_the_summary_lists_what_computed_which_steps(tmp_path, monkeypatch, caps
     whole = tiny.run(tmp_path / "whole")
     assert [(s["from"], s["to"]) for s in whole["stretches"]] == [(0, 10)]
     assert whole["stretches"][0]["commit"] == whole["commit"]
-    interrupted(monkeypatch, tmp_path / "run")
+    tiny.interrupted(tmp_path / "run")
     capsys.readouterr()
     monkeypatch.setattr(runs, "hardware", lambda world: "1 x Abacus, float32")
     monkeypatch.setattr(runs, "commit", lambda: "abc1234")
@@ -310,18 +279,18 @@ def test_a_run_that_goes_on_with_the_same_code_and_hardware_is_one_stretch(
 ):
     monkeypatch.setattr(runs, "code_digest", lambda: "01234567")
     monkeypatch.setattr(runs, "commit", lambda: "abc1234")
-    interrupted(monkeypatch, tmp_path)
-    interrupted(monkeypatch, tmp_path, 1)
+    tiny.interrupted(tmp_path)
+    tiny.interrupted(tmp_path, 6)
     summary = tiny.run(tmp_path)
     assert [(s["from"], s["to"]) for s in summary["stretches"]] == [(0, 10)]
     assert "other than before" not in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, monkeypatch):
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
     """It has "state" in the carry, the keys of every task in its config, and no word of data,
     dtype or stretches.
     """
-    interrupted(monkeypatch, tmp_path / "run")
+    tiny.interrupted(tmp_path / "run")
     tiny.run(tmp_path / "whole")
     path = tmp_path / "run" / "ckpt.pt"
     state = torch.load(path, weights_only=True)
@@ -359,14 +328,14 @@ def test_weights_are_checked_before_they_are_saved(steps, tmp_path, monkeypatch,
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
-    update = optim.AveragedModel.update_parameters
+    update = optim.EMA.update_parameters
 
     def poison(average, net):
         update(average, net)
         if average.n_averaged == 8:
             next(average.module.parameters()).data.view(-1)[0] = math.nan
 
-    monkeypatch.setattr(optim.AveragedModel, "update_parameters", poison)
+    monkeypatch.setattr(optim.EMA, "update_parameters", poison)
     sentence = refused(capsys, [tiny.entry(tmp_path), f"--out={tmp_path}/runs"], 3)
     assert "weights are not finite after step 10" in sentence and "seed0/ckpt.pt" in sentence
     assert tiny.checkpoint(tmp_path / "runs" / "tiny" / "seed0")["step"] == 5
@@ -385,17 +354,17 @@ def default(monkeypatch):
         signal.signal(number, handler)
 
 
-def test_a_closed_terminal_ends_in_a_checkpoint(tmp_path, monkeypatch, default):
-    break_at(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGHUP))
+def test_a_closed_terminal_ends_in_a_checkpoint(tmp_path, default):
+    hang_up = tiny.at(3, lambda: signal.raise_signal(signal.SIGHUP))
     with pytest.raises(SystemExit) as end:
-        tiny.run(tmp_path)
+        tiny.run(tmp_path, hang_up)
     assert end.value.code == 128 + signal.SIGHUP and tiny.checkpoint(tmp_path)["step"] == 3
 
 
-def test_nohup_goes_on(tmp_path, monkeypatch, default):
+def test_nohup_goes_on(tmp_path, default):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    break_at(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGHUP))
-    assert tiny.run(tmp_path)["steps"] == 10
+    hang_up = tiny.at(3, lambda: signal.raise_signal(signal.SIGHUP))
+    assert tiny.run(tmp_path, hang_up)["steps"] == 10
 
 
 def test_a_signal_before_the_first_step_is_said(tmp_path, monkeypatch, capsys, default):
@@ -441,19 +410,15 @@ def test_a_signal_in_the_last_test_is_said_and_the_test_is_done_again(
 def test_a_signal_while_the_net_is_compiled_does_not_wait(tmp_path, monkeypatch, capsys, default):
     world = World(0, 1, torch.device("cpu"), torch.float32, True)
     monkeypatch.setattr(training, "make_world", lambda cfg: world)
-    monkeypatch.setattr(training, "compile_net", lambda net: None)
-    with monkeypatch.context() as patch:
-        break_at(patch, 1, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(SystemExit):
-            tiny.run(tmp_path)
+    monkeypatch.setattr(training, "compile_net", lambda *net: None)
+    with pytest.raises(SystemExit):
+        tiny.run(tmp_path, tiny.at(1, lambda: signal.raise_signal(signal.SIGTERM)))
     out = capsys.readouterr().out
     assert "the net is compiled in its first steps" in out
     assert "stopped by SIGTERM while the net was compiled" in out
     assert not (tmp_path / "ckpt.pt").exists()
-    with monkeypatch.context() as patch:
-        break_at(patch, 3, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(SystemExit):
-            tiny.run(tmp_path)
+    with pytest.raises(SystemExit):
+        tiny.run(tmp_path, tiny.at(3, lambda: signal.raise_signal(signal.SIGTERM)))
     assert tiny.checkpoint(tmp_path)["step"] == 3, "later it finishes its step and saves"
 
 
@@ -542,26 +507,20 @@ def test_a_run_that_died_before_its_first_checkpoint_may_change(tmp_path, capsys
     ],
     ids=["cuda", "cpu", "python"],
 )
-def test_too_little_memory_is_one_sentence_whose_advice_works(error, tmp_path, monkeypatch, capsys):
-    def full():
-        raise error
-
+def test_too_little_memory_is_one_sentence_whose_advice_works(error, tmp_path):
     entry, out = tiny.entry(tmp_path), f"--out={tmp_path}/runs"
-    with monkeypatch.context() as patch:
-        break_at(patch, 2, full)
-        sentence = refused(capsys, [entry, out], 3)
+    with pytest.raises(TrainingError) as refusal:
+        tiny.command(entry, out, before_step=tiny.at(2, tiny.throw(error)))
+    sentence = str(refusal.value)
     assert "out of memory" in sentence and "--train.accumulate=2 " in sentence
     assert "another --out" not in sentence
     assert main([str(entry), out, "--train.accumulate=2"]) == 0
 
 
-def test_another_runtime_error_is_no_question_of_memory(tmp_path, monkeypatch):
-    def fail():
-        raise RuntimeError("shapes do not match")
-
-    break_at(monkeypatch, 2, fail)
+def test_another_runtime_error_is_no_question_of_memory(tmp_path):
+    fail = tiny.throw(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        tiny.run(tmp_path)
+        tiny.run(tmp_path, tiny.at(2, fail))
 
 
 def test_without_a_compiler_the_net_runs_uncompiled_and_says_so(tmp_path, monkeypatch, capsys):
@@ -646,9 +605,9 @@ def damaged(state: dict, kind: str) -> dict:
         "config",
     ],
 )
-def test_a_foreign_or_partial_checkpoint_is_one_sentence(kind, tmp_path, monkeypatch, capsys):
+def test_a_foreign_or_partial_checkpoint_is_one_sentence(kind, tmp_path, capsys):
     folder = tmp_path / "runs" / "tiny" / "seed0"
-    interrupted(monkeypatch, folder)
+    tiny.interrupted(folder)
     save(folder / "ckpt.pt", damaged(torch.load(folder / "ckpt.pt", weights_only=True), kind))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     sentence = refused(capsys, [tiny.entry(tmp_path), f"--out={tmp_path}/runs"])
@@ -657,9 +616,9 @@ def test_a_foreign_or_partial_checkpoint_is_one_sentence(kind, tmp_path, monkeyp
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_damaged_lines_of_metrics_do_not_block_a_resume(tmp_path, monkeypatch, capsys):
+def test_damaged_lines_of_metrics_do_not_block_a_resume(tmp_path, capsys):
     tiny.run(tmp_path / "whole")
-    interrupted(monkeypatch, tmp_path / "run")
+    tiny.interrupted(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     first, rest = path.read_bytes().split(b"\n", 1)
     bad = [b"\xff\xfe{}", b"[1, 2]", b"{}", b'{"step": "two"}', b"null", b"{" * 9, b"[" * 99_999]
@@ -670,9 +629,9 @@ def test_damaged_lines_of_metrics_do_not_block_a_resume(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '"done"', "\xff"])
-def test_a_damaged_summary_is_one_sentence(text, tmp_path, monkeypatch, capsys):
+def test_a_damaged_summary_is_one_sentence(text, tmp_path, capsys):
     folder = tmp_path / "runs" / "tiny" / "seed0"
-    interrupted(monkeypatch, folder)
+    tiny.interrupted(folder)
     (folder / "summary.json").write_bytes(text.encode("latin-1"))
     words = [tiny.entry(tmp_path), f"--out={tmp_path}/runs"]
     sentence = refused(capsys, words)
@@ -693,9 +652,9 @@ def test_a_checkpoint_that_may_not_be_read_says_so(tmp_path, monkeypatch):
 def test_a_write_that_is_broken_off_leaves_nothing(tmp_path):
     def write(file):
         file.write(b"half")
-        raise Broken
+        raise tiny.Broken
 
-    with pytest.raises(Broken):
+    with pytest.raises(tiny.Broken):
         write_atomic(tmp_path / "a.json", write)
     assert not list(tmp_path.iterdir())
     with pytest.raises(TrainingError, match="cannot write"):

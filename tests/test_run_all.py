@@ -79,7 +79,8 @@ def test_bad_input_or_an_interruption_ends_with_the_launcher_s_code(code, clone)
 
 def test_test_checks_the_style_and_runs_pytest_and_another_word_is_refused(clone):
     checks = ["-m ruff check -q .", "-m ruff format -q --check ."]
-    assert bash(clone, "test")[1] == [*checks, "-m pytest -q -rs tests"]
+    tests = "-m pytest -q -rs -n auto --maxprocesses 8 --dist worksteal tests"
+    assert bash(clone, "test")[1] == [*checks, tests]
     done, calls = bash(clone, "tset")
     assert done.returncode == 2 and len(calls) == 3
     assert done.stderr == "usage: bash run_all.sh [test]\n"

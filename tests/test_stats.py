@@ -86,12 +86,40 @@ def test_pairing_cancels_what_both_find_hard():
     a = g.random((3, 500)) < np.where(np.arange(500) < 250, 0.02, 0.98)
     b = a | (np.arange(500) % 10 == 0)
     mean, low, high = stats.paired(a, b)
-    assert stats.paired(a, a) == (0, 0, 0) and stats.paired(b, a) == pytest.approx(
-        (-mean, -high, -low), abs=0.005
-    )
+    assert stats.paired(b, a) == pytest.approx((-mean, -high, -low), abs=0.005)
     assert 0 < low < mean < high and high - low < 0.6 * np.subtract(
         *stats.interval(a.astype(float))[:0:-1]
     )
+
+
+@pytest.mark.parametrize("seeds, puzzles", [(1, 100), (3, 100), (5, 2048)])
+def test_puzzles_that_are_all_right_leave_room_for_one_that_is_not(seeds, puzzles):
+    bound = 1 - stats.wilson(1.0, puzzles)[0]
+    right = np.ones((seeds, puzzles))
+    assert stats.interval(right)[:2] == pytest.approx((1, 1 - bound))
+    assert stats.paired(right, right) == pytest.approx((0, -bound, bound))
+    assert 3 / puzzles < bound < 4 / puzzles
+
+
+@pytest.mark.parametrize(
+    "shares, two",
+    [
+        ([0.95, 0.2, 0.96], True),
+        ([0.95, 0.2, 0.96, 0.25], True),
+        ([0.95, 0.91, 0.96], False),
+        ([0.9, 0.6, 0.3], False),
+        ([0.9, 0.1], False),
+    ],
+)
+def test_seeds_in_two_groups_widen_the_interval(shares, two):
+    assert stats.two_groups(np.array(shares)) == two
+
+
+def test_seeds_in_two_groups_are_all_in_the_interval():
+    means = np.array([0.95, 0.2, 0.96, 0.97, 0.94, 0.95, 0.93, 0.96, 0.95, 0.96])
+    values = np.arange(100) < 100 * means[:, None]
+    _, low, high = stats.interval(values.astype(float))
+    assert low <= 0.2 and high >= 0.97
 
 
 @pytest.mark.parametrize("seeds, luck", [(3, 0.0), (3, 0.5), (5, 0.3)])

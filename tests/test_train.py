@@ -30,7 +30,7 @@ import train as training
 from config import FREE, UserError
 from evaluate import evaluate
 from model import TRM, Carry, Shape, net_flop
-from runs import World
+from runs import TrainingError, World
 from tasks.sudoku import Sudoku
 from train import Config, forward_backward, load_run, main
 
@@ -57,29 +57,6 @@ def early(monkeypatch):
             net.q_head.bias.zero_()
 
     monkeypatch.setattr(TRM, "__init__", spread)
-
-
-class Broken(Exception):
-    pass
-
-
-def break_at(monkeypatch, call: int, action) -> None:
-    """The n-th training step calls `action` first."""
-    whole, calls = training.forward_backward, itertools.count(1)
-
-    def step(*args):
-        if next(calls) == call:
-            action()
-        return whole(*args)
-
-    monkeypatch.setattr(training, "forward_backward", step)
-
-
-def throw(error: Exception):
-    def action():
-        raise error
-
-    return action
 
 
 # ---------------------------------------------------------------- gradient accumulation
@@ -164,20 +141,15 @@ def test_an_accumulated_run_has_the_losses_of_one_in_one_piece(tmp_path, early):
     ids=["halting", "slots in step", "slots in turn", "random init", "attention"],
 )
 @pytest.mark.slow
-def test_a_run_that_breaks_and_starts_again_ends_with_the_same_bits(
-    settings, tmp_path, monkeypatch, early
-):
+def test_a_run_that_breaks_and_starts_again_ends_with_the_same_bits(settings, tmp_path, early):
     settings = {
         "model": settings["model"],
         "train": settings["train"]
         | {"log_every": 3, "steps": 14, "eval_every": 5, "ckpt_minutes": 0.0},
     }
     tiny.run(tmp_path / "whole", **settings)
-    for call in (4, 5, 1):  # at step 4, after four more at step 8, at once again
-        with monkeypatch.context() as patch:
-            break_at(patch, call, throw(Broken()))
-            with pytest.raises(Broken):
-                tiny.run(tmp_path / "broken", **settings)
+    for step in (4, 8, 8):  # the third time at once
+        tiny.interrupted(tmp_path / "broken", step, **settings)
     assert (
         tiny.checkpoint(tmp_path / "broken")["step"] == 7
     )  # three steps, then four, then none: it did go on each time
@@ -185,13 +157,9 @@ def test_a_run_that_breaks_and_starts_again_ends_with_the_same_bits(
     tiny.assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(
-    tmp_path, monkeypatch, early
-):
+def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(tmp_path, early):
     tiny.run(tmp_path / "whole", **HALTING)
-    break_at(monkeypatch, 9, throw(Broken()))
-    with pytest.raises(Broken):
-        tiny.run(tmp_path / "broken", **HALTING)
+    tiny.interrupted(tmp_path / "broken", 9, **HALTING)
     assert (
         tiny.checkpoint(tmp_path / "broken")["step"] == 5
         and tiny.lines(tmp_path / "broken")[-1]["step"] == 8
@@ -211,12 +179,12 @@ def test_a_run_that_breaks_between_best_and_checkpoint_ends_with_the_same_bits(
 
         def fail(source, target, name=name, replace=replace):
             if Path(target).name == name:
-                raise Broken
+                raise tiny.Broken
             return replace(source, target)
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fail)
-            with pytest.raises(Broken):
+            with pytest.raises(tiny.Broken):
                 tiny.run(tmp_path / "broken")
         assert (tmp_path / "broken" / "best.pt").exists() and not (
             tmp_path / "broken" / "summary.json"
@@ -235,10 +203,7 @@ def test_patience_counts_on_over_a_break(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sudoku, "evaluate", fake)
     settings = {"train": {"steps": 40, "eval_every": 2, "patience": 2}}
-    with monkeypatch.context() as patch:
-        break_at(patch, 6, throw(Broken()))
-        with pytest.raises(Broken):
-            tiny.run(tmp_path, **settings)
+    tiny.interrupted(tmp_path, 6, **settings)
     summary = tiny.run(tmp_path, **settings)
     assert (summary["steps"], summary["best_step"], summary["val"]["exact"]) == (6, 2, 0.3)
 
@@ -278,19 +243,14 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_128_plus_its_number(
     monkeypatch.chdir(tmp_path)
     entry = tiny.entry(tmp_path, **HALTING)
     before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        signal.signal(
-            number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler
-        )
-        try:
-            break_at(patch, 3, lambda: signal.raise_signal(number))
-            with pytest.raises(SystemExit) as end:
-                main([str(entry)])
-            assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), (
-                "the former handler is back"
-            )
-        finally:
-            signal.signal(number, before)
+    former = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, former)
+    try:
+        with pytest.raises(SystemExit) as end:
+            tiny.command(entry, before_step=tiny.at(3, lambda: signal.raise_signal(number)))
+        assert signal.getsignal(number) == former, "the former handler is back"
+    finally:
+        signal.signal(number, before)
     assert end.value.code == 128 + number
     assert f"stopped by {number.name} after step 3" in capsys.readouterr().out
     folder = tmp_path / "runs" / "tiny" / "seed0"
@@ -301,7 +261,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_128_plus_its_number(
     tiny.assert_same_run(tmp_path / "whole", folder)
 
 
-def test_a_handler_that_was_there_before_is_called_after_the_checkpoint(tmp_path, monkeypatch):
+def test_a_handler_that_was_there_before_is_called_after_the_checkpoint(tmp_path):
     """As submitit's, which requeues the job and exits."""
     called = []
     before = signal.signal(
@@ -309,9 +269,8 @@ def test_a_handler_that_was_there_before_is_called_after_the_checkpoint(tmp_path
         lambda number, frame: called.append((number, tiny.checkpoint(tmp_path)["step"])),
     )
     try:
-        break_at(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGUSR2))
         with pytest.raises(SystemExit):
-            tiny.run(tmp_path)
+            tiny.run(tmp_path, tiny.at(2, lambda: signal.raise_signal(signal.SIGUSR2)))
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert called == [(signal.SIGUSR2, 2)]
@@ -506,9 +465,9 @@ def test_a_checkpoint_of_two_ranks_is_refused_by_one(two_ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_killed_three_times_end_with_the_bits_of_two_that_were_not(two_ranks, tmp_path):
+def test_two_ranks_killed_twice_end_with_the_bits_of_two_that_were_not(two_ranks, tmp_path):
     entry = tiny.entry(tmp_path, **SLOW)
-    folder, killed = tmp_path / "killed" / "tiny" / "seed0", moments()
+    folder, killed = tmp_path / "killed" / "tiny" / "seed0", moments()[1:]
     for step in killed:
         both = ranks(entry, f"--out={tmp_path}/killed")
         wait_for_step(folder, step, *both)
@@ -594,13 +553,11 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path, capsys):
     ],
 )
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(
-    finished, word, difference, tmp_path, monkeypatch, capsys
+    finished, word, difference, tmp_path, capsys
 ):
     entry, folder = tiny.entry(tmp_path), tmp_path / "runs" / "tiny" / "seed0"
     if not finished:
-        break_at(monkeypatch, 7, throw(Broken()))
-        with pytest.raises(Broken):
-            main([str(entry), f"--out={tmp_path}/runs"])
+        tiny.interrupted(folder)
     else:
         main([str(entry), f"--out={tmp_path}/runs"])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -615,11 +572,8 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(
     assert main([str(entry), f"--out={tmp_path}/runs", advice]) == 0, "the advice must work"
 
 
-def test_keys_that_do_not_change_the_result_may_change_when_a_run_continues(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        break_at(patch, 7, throw(Broken()))
-        with pytest.raises(Broken):
-            tiny.run(tmp_path / "a")
+def test_keys_that_do_not_change_the_result_may_change_when_a_run_continues(tmp_path):
+    tiny.interrupted(tmp_path / "a")
     assert FREE == {
         "hypothesis",
         "expected",
@@ -629,6 +583,7 @@ def test_keys_that_do_not_change_the_result_may_change_when_a_run_continues(tmp_
         "train.device",
         "train.threads",
         "train.wandb",
+        "train.tensorboard",
     }
     cfg = tiny.config(
         out="elsewhere",
@@ -763,7 +718,7 @@ def no_space(*args, **options):
 
 
 @pytest.mark.parametrize("where", ["replace", "fsync", "save", "log"])
-def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monkeypatch):
     entry, folder = tiny.entry(tmp_path), tmp_path / "runs" / "tiny" / "seed0"
     before = {}
 
@@ -795,7 +750,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monk
                 "save",
                 lambda state, file: (
                     file.write(b"half"),
-                    throw(RuntimeError("[enforce fail at inline_container.cc]"))(),
+                    tiny.throw(RuntimeError("[enforce fail at inline_container.cc]"))(),
                 ),
             )
 
@@ -809,21 +764,20 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(where, tmp_path, monk
                 ),
                 raising=False,
             )
-        break_at(monkeypatch, 8, fill)
-        assert main([str(entry), f"--out={tmp_path}/runs"]) == 3
-    err = capsys.readouterr().err.splitlines()[-1]
+        with pytest.raises(TrainingError) as refusal:
+            tiny.command(entry, f"--out={tmp_path}/runs", before_step=tiny.at(8, fill))
+    sentence = str(refusal.value)
     if where == "log":
         full = f"cannot write {folder}/metrics.jsonl (No space left on device)"
-        assert err == f"error: {full}; last good checkpoint: {folder}/ckpt.pt"
+        assert sentence == f"{full}; last good checkpoint: {folder}/ckpt.pt"
     else:
         reason = (
             "[enforce fail at inline_container.cc]"
             if where == "save"
             else "No space left on device"
         )
-        assert err in {
-            f"error: cannot write {folder}/{name} ({reason}); "
-            "what was saved there before is untouched"
+        assert sentence in {
+            f"cannot write {folder}/{name} ({reason}); what was saved there before is untouched"
             for name in ("best.pt", "ckpt.pt")
         }
     assert {name: (folder / name).read_bytes() for name in before} == before and len(before) == 3
@@ -862,12 +816,9 @@ def test_a_real_write_that_fails_half_way_ends_with_exit_code_3(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "best"])
-def test_a_checkpoint_that_is_none_is_refused(damage, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_that_is_none_is_refused(damage, tmp_path, capsys):
     entry, folder = tiny.entry(tmp_path), tmp_path / "runs" / "tiny" / "seed0"
-    with monkeypatch.context() as patch:
-        break_at(patch, 7, throw(Broken()))
-        with pytest.raises(Broken):
-            main([str(entry), f"--out={tmp_path}/runs"])
+    tiny.interrupted(folder)
     path, metrics = folder / "ckpt.pt", (folder / "metrics.jsonl").read_bytes()
     whole = path.read_bytes()
     path.write_bytes(
@@ -1244,18 +1195,15 @@ def test_the_summary_says_what_was_run_and_what_came_out(tmp_path):
 def test_time_spent_before_a_break_is_counted(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
-    whole = training.forward_backward
 
-    def slow(*args):
+    def ten_seconds(run, breaks=math.inf):
+        if run.step + 1 == breaks:
+            raise tiny.Broken
         clock[0] += 10
-        return whole(*args)
 
-    monkeypatch.setattr(training, "forward_backward", slow)
-    with monkeypatch.context() as patch:
-        break_at(patch, 7, throw(Broken()))
-        with pytest.raises(Broken):
-            tiny.run(tmp_path)
-    tiny.run(tmp_path)
+    with pytest.raises(tiny.Broken):
+        tiny.run(tmp_path, lambda run: ten_seconds(run, breaks=7))
+    tiny.run(tmp_path, ten_seconds)
     raw = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["seconds"] for line in raw if line["split"] == "train"] == pytest.approx(
         [10.0 * i for i in range(1, 11)]
@@ -1286,6 +1234,27 @@ def test_wandb_offline_writes_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     tiny.run(tmp_path / "seed0", train={"wandb": "mazes"})
     assert list((tmp_path / "seed0" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_tensorboard_without_the_package_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
+    words = [str(tiny.entry(tmp_path)), f"--out={tmp_path}/runs", "--train.tensorboard=true"]
+    assert main(words) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: train.tensorboard = true, but tensorboard is not installed; "
+        "pip install tensorboard, or leave the key out\n",
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tensorboard_writes_a_file_of_events(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    tiny.run(tmp_path / "seed0", train={"tensorboard": True})
+    assert list((tmp_path / "seed0" / "tensorboard").glob("events.*"))
 
 
 # ---------------------------------------------------------------- the shape of a run

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace  # noqa: F401, for tests
 from pathlib import Path
 
+import pytest
 import torch
 
-from config import build, known_only, merge
-from train import Config, train
+from config import build, command_line, known_only, load_config, merge
+from runs import run_folder
+from train import Config, Run, train
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY = {  # 4x4 Sudoku, 3298 parameters, 10 steps
@@ -74,9 +77,45 @@ def entry(folder: Path, name: str = "tiny.toml", **tables) -> Path:
     return path
 
 
-def run(folder: Path, **tables) -> dict:
+def run(folder: Path, before_step: Callable[[Run], None] | None = None, **tables) -> dict:
     """Trains in this process; the summary."""
-    return train(config(**tables), folder)
+    return train(config(**tables), folder, before_step=before_step)
+
+
+def command(*words, before_step: Callable[[Run], None] | None = None) -> dict:
+    """What `python train.py WORDS` does, in this process and without its exit codes."""
+    entry, overrides = command_line(Config, [str(word) for word in words], "")
+    cfg = load_config(Config, entry, overrides)
+    return train(cfg, run_folder(cfg, entry), str(entry), before_step)
+
+
+class Broken(Exception):
+    """What ends a run in the middle."""
+
+
+def at(step: int, action: Callable[[], None]) -> Callable[[Run], None]:
+    """For train's before_step: before the n-th step of the run, `action` is called."""
+
+    def before_step(run: Run) -> None:
+        if run.step + 1 == step:
+            action()
+
+    return before_step
+
+
+def throw(error: Exception) -> Callable[[], None]:
+    """An action that raises."""
+
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def interrupted(folder: Path, step: int = 7, **tables) -> None:
+    """A run that dies before its n-th step; its last checkpoint is that of step 5."""
+    with pytest.raises(Broken):
+        run(folder, at(step, throw(Broken())), **tables)
 
 
 def lines(folder: Path, split: str = "") -> list[dict]:
