@@ -498,7 +498,6 @@ def parse(parser, argv: list[str], kinds: dict[str, type]) -> tuple[argparse.Nam
     def fail(message: str):
         raise UserError(f"command line: {message}")
 
-    parser.error = fail
     found, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         word = unknown[0]

@@ -317,8 +317,10 @@ class Trained:
 
 def open_run(path: Path, raw: bool):
     """(Trained, the World that it computes in) of a run folder or a best.pt. Raises UserError."""
+    from runs import find_run
     from train import load_run
 
+    path = find_run(path)
     refuse_official(path)
     world = world_of(load_run(path)[0])
     cfg, net, state = load_run(path, world.device, world.dtype, "raw" if raw else "ema")
@@ -614,8 +616,8 @@ def measure(trained: Trained, cfg, world, rows: int, tries: int = 1) -> dict:
     } | more
 
 
-def report(figures: dict, task, shown_steps: list[int]) -> str:
-    """What the command prints."""
+def report(figures: dict, task, shown_steps: list[int], tries: int = 1) -> str:
+    """What the command prints. tries: how many were asked for."""
     sentence = task.sentence(figures).removesuffix("; trained nan min")
     lines = [f"done   {sentence}", *rules_table(figures, task)]
     curve = figures["test"]["curve"]
@@ -628,6 +630,9 @@ def report(figures: dict, task, shown_steps: list[int]) -> str:
         lines.append(f"note   trained with at most {figures['trained_steps']} supervision steps")
     if "tries" in figures:
         lines += tries_table(figures["tries"])
+        taken = len(figures["tries"]["exact"])
+        if taken < tries:
+            lines.append(f"note   all answers keep the rules after {taken} of {tries} tries")
     return "\n".join(lines)
 
 
@@ -699,6 +704,8 @@ def write_figures(figures: dict, task, shown_steps: list[int], out: Path) -> Non
 def make_folder(out: Path | None) -> None:
     """The folder of --out, before anything is computed. Raises UserError."""
     if out:
+        if not out.parent.exists():
+            print(f"note   {out.parent} is a new folder")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -742,7 +749,7 @@ def command(argv: list[str] | None) -> None:
         raise UserError(f"--steps: a net of data.task = {name!r} always takes {steps}, not others")
     print(headline(trained, figures))
     chosen = options.steps if len(options.steps) > 1 else []
-    print(report(figures, cfg.task, chosen))
+    print(report(figures, cfg.task, chosen, options.tries))
     if options.out:
         write_figures(figures, cfg.task, chosen, options.out)
 

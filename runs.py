@@ -4,6 +4,7 @@ measured, devices and ranks, the stretches of a run, signals.
 
 import atexit
 import contextlib
+import difflib
 import getpass
 import hashlib
 import json
@@ -144,6 +145,39 @@ def run_folder(cfg, entry: Path) -> Path:
     """runs/<entry below sweeps/, without .toml>/seed<k>"""
     _, name = below_sweeps(entry)
     return Path(cfg.out, name, f"seed{cfg.seed}")
+
+
+def find_run(path: Path) -> Path:
+    """The path of a run as it was given. Raises UserError, with what may be meant, for another."""
+    if path.is_file() or (path / "best.pt").exists():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run{meant_run(path)}")
+    inside = [file.parent for file in path.glob("**/best.pt")]
+    if inside:
+        inside.sort(key=lambda folder: (len(folder.parts), folder))
+        some = ", ".join(map(str, inside[:4])) + ", ..." * (len(inside) > 4)
+        raise UserError(f"{path}: no run but a folder of runs, expected one of {some}")
+    if (path / "config.toml").exists():
+        raise UserError(f"{path}: no best.pt yet, it comes with the run's first validation")
+    raise UserError(f"{path}: no run in this folder, expected one with best.pt")
+
+
+def meant_run(path: Path) -> str:
+    """The run that a wrong path may mean, or the entry that makes it, as the end of a sentence."""
+    advice = {}
+    for entry in sorted((Path(__file__).parent / "sweeps").glob("**/*.toml"), reverse=True):
+        train_it = f", train it first: python train.py {os.path.relpath(entry)}"
+        advice |= dict.fromkeys([entry.stem, f"runs/{below_sweeps(entry)[1]}"], train_it)
+    for file in sorted(Path("runs").glob("**/seed*/best.pt"), reverse=True):
+        seed, entry = file.parent, file.parent.parent
+        advice |= dict.fromkeys([entry.name, str(entry)], f", did you mean {seed}?")
+    entry = path.parent if path.name.startswith("seed") else path
+    for word in (str(entry), entry.stem):
+        close = difflib.get_close_matches(word, advice, 1, 0.8)
+        if close:
+            return advice[close[0]]
+    return ", expected a run folder such as runs/laptop/maze_random/seed0, or a best.pt"
 
 
 def check_same(folder: Path, cfg, free: set[str] = FREE) -> None:
@@ -751,6 +785,10 @@ def make_world(cfg) -> World:
 
 def join_group(kind: str) -> None:
     """The process group of all ranks. Raises UserError where it cannot be joined."""
+    # PyTorch imports this module later by itself, and its functions keep the group they then find:
+    # a group that never ends, whose threads may abort a process that is about to leave.
+    import torch.distributed.nn.functional  # noqa: F401
+
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     except (ValueError, RuntimeError) as e:

@@ -18,7 +18,6 @@ import plots  # first: it chooses matplotlib's settings
 # isort: split
 
 import argparse
-import difflib
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from matplotlib.patches import Patch
 from config import Parser, UserError, load_config, quiet_output
 from evaluate import load_official, other_states, refuse_official
 from layers import log_probabilities
+from runs import find_run
 from stats import visible
 from train import Config, load_run
 
@@ -403,6 +403,8 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--steps, --seed and --size are 0 or more")
     if args.tries < 1:
         parser.error(f"--tries {args.tries}, expected 1 or more")
+    if args.puzzle and os.path.exists(Path(args.puzzle, "best.pt")) and not args.run.exists():
+        parser.error("the run comes first, then the puzzle")
     return args
 
 
@@ -424,31 +426,6 @@ def read_summary(folder: Path) -> dict:
             f"{folder}/summary.json: missing or damaged; --picture needs a finished run"
         ) from None
     return summary
-
-
-def find_run(path: Path) -> Path:
-    """The path of a run as it was given. Raises UserError, with what may be meant, for another."""
-    if path.is_file() or (path / "best.pt").exists():
-        return path
-    inside = sorted(file.parent for file in path.glob("**/best.pt")) if path.is_dir() else []
-    if inside:
-        runs = ", ".join(map(str, inside[:4])) + ", ..." * (len(inside) > 4)
-        raise UserError(f"{path}: no run but a folder of runs, expected one of {runs}")
-    if path.is_dir() and (path / "config.toml").exists():
-        raise UserError(f"{path}: no best.pt yet, it comes with the run's first validation")
-    if path.is_dir():
-        return path
-    advice = {}
-    for entry in sorted(Path(__file__).with_name("sweeps").glob("**/*.toml"), reverse=True):
-        name = os.path.relpath(entry)
-        advice[entry.stem] = f"no such run, train it first: python train.py {name}"
-    for file in sorted(Path("runs").glob("*/*/seed*/best.pt"), reverse=True):
-        name = file.parent.parent.name
-        advice[name] = f"no such run, did you mean {file.parent}?"
-    close = difflib.get_close_matches(path.stem, advice, 1, 0.8)
-    if close:
-        raise UserError(f"{path}: {advice[close[0]]}")
-    return path
 
 
 def open_net(path: Path, entry: Path | None, device) -> tuple[Config, torch.nn.Module, dict]:

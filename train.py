@@ -65,6 +65,7 @@ from runs import (
     cannot_write,
     check_same,
     digest_of_files,
+    find_run,
     hardware,
     import_watchers,
     last_good,
@@ -372,6 +373,7 @@ def load_init(net: torch.nn.Module, cfg: Config) -> dict:
     """
     path, kind = cfg.init_file, cfg.train.init_weights
     try:
+        find_run(Path(path).parent if Path(path).name == "best.pt" else Path(path))
         state = load(Path(path), "cpu", {"config", "step", "raw", "ema"})
         digest = digest_of_files(path)
     except UserError as e:
@@ -380,9 +382,9 @@ def load_init(net: torch.nn.Module, cfg: Config) -> dict:
         kind = "raw"
     misfit = misfit_of(net.state_dict(), state[kind])
     if misfit:
-        key = shaping_key(cfg, state["config"])
-        first = key or f"train.init = {cfg.train.init!r} does not fit"
-        raise UserError(f"{first}: {misfit} of {path}")
+        named = f"train.init = {cfg.train.init!r} does not fit"
+        first = other_problem(cfg, state["config"], named) or shaping_keys(cfg, state["config"])
+        raise UserError(f"{first or named}: {misfit} of {path}")
     net.load_state_dict(state[kind])
     return {"file": path, "sha256": digest, "step": state["step"], "weights": kind}
 
@@ -400,14 +402,24 @@ def misfit_of(own: dict[str, Tensor], other: dict[str, Tensor]) -> str:
     return ""
 
 
-def shaping_key(cfg: Config, other: dict) -> str:
-    """The first key of [model] that shapes weights and differs from another run's, in words."""
+def other_problem(cfg: Config, other: dict, named: str) -> str:
+    """Of another task or, where only the size of puzzles differs, another size, in words."""
     own = flatten(cfg)
-    for name in SHAPING:
-        key = f"model.{name}"
+    keys = ["data.task"] if shaping_keys(cfg, other) else ["data.task", "data.size"]
+    for key in keys:
         if key in own and key in other and own[key] != other[key]:
-            return f"{key} = {own[key]!r}, expected {other[key]!r}"
+            return f"{named}, as it was trained with {key} = {other[key]!r} and not {own[key]!r}"
     return ""
+
+
+def shaping_keys(cfg: Config, other: dict) -> str:
+    """The keys of [model] that shape weights and differ from another run's, in words."""
+    own = flatten(cfg)
+    keys = [f"model.{name}" for name in SHAPING]
+    both = [key for key in keys if key in own and key in other]
+    return "; ".join(
+        f"{key} = {own[key]!r}, expected {other[key]!r}" for key in both if own[key] != other[key]
+    )
 
 
 def compile_net(net: torch.nn.Module, graphs: bool = False) -> None:

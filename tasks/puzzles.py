@@ -457,10 +457,23 @@ def solve_sudoku(question: str) -> str:
     cand = np.where(tokens > 1, given, (1 << side) - 1).astype(np.uint16)
     found, answer = search(cand[:, None], side, limit=2)
     if found[0] == 0:
-        raise UserError("the puzzle has no solution")
+        raise UserError(f"the puzzle has no solution{clash(tokens, side)}")
     if found[0] > 1:
         raise UserError("the puzzle has more than one solution")
     return decode("sudoku", digits_of(answer[:, 0]))
+
+
+def clash(tokens: np.ndarray, side: int) -> str:
+    """ ": row 1 has 5 more than once", the first of the givens that clash; empty: none do."""
+    height, width = BOX[side]
+    grid = tokens.reshape(side, side)
+    boxes = grid.reshape(side // height, height, side // width, width).swapaxes(1, 2)
+    for name, units in ("row", grid), ("column", grid.T), ("box", boxes.reshape(side, side)):
+        for number, unit in enumerate(units, 1):
+            digits, counts = np.unique(unit[unit > 1] - 1, return_counts=True)
+            if (counts > 1).any():
+                return f": {name} {number} has {digits[counts > 1][0]} more than once"
+    return ""
 
 
 # ---------------------------------------------------------------- rules

@@ -3,7 +3,7 @@
     maze(text)           a maze with other letters, in a frame, two characters wide, or no square
     sudokus(text, side)  one or many Sudokus, as newspapers, files and solve.py print them
 
-A character that means nothing here stays as it is: puzzles.encode names it and its position.
+A character that means nothing in a Sudoku stays as it is: puzzles.encode names it.
 """
 
 import math
@@ -15,8 +15,10 @@ from config import UserError
 BARS = "|\u2502\u2551\u2503"
 FRAME = set("+-=") | set(map(chr, range(0x2500, 0x2580)))  # and all box drawing
 BLOCK = "\u2588"  # a full block
-WALLS, FREE, GOALS = f"#X1{BLOCK}", " .0", "GE"
-MEANING = {wall: "#" for wall in WALLS} | {free: " " for free in FREE} | {"E": "G"}
+WALLS, FREE, STARTS, GOALS = f"#X1{BLOCK}", " .0", "SA", "GEB"
+KINDS = {"wall": WALLS, "free": FREE, "start": STARTS, "goal": GOALS}  # of cells of a maze
+MEANING = {wall: "#" for wall in WALLS} | {free: " " for free in FREE}
+MEANING |= {"S": "S", "A": "S", "G": "G", "E": "G", "B": "G", "o": "o"}  # o: puzzles says where
 NAMES = {" ": "space", BLOCK: "full block"}
 BLANKS = "0._*xX"  # of a Sudoku
 SEPARATORS = " \t,;[]" + BARS
@@ -40,7 +42,7 @@ def is_frame(line: str) -> bool:
 
 def maze(text: str) -> Reading:
     """A maze of one or many lines. Raises UserError for a text that is no maze."""
-    if not set(f"#SGEXo{BLOCK}") & set(text):
+    if not set(f"#XSAGEBo{BLOCK}") & set(text):
         looks = "looks like no maze" if text.strip() else "is empty"
         raise UserError(
             f"the puzzle {looks}, but this net was trained on mazes: "
@@ -50,8 +52,10 @@ def maze(text: str) -> Reading:
     if len(lines) == 1:
         side = math.isqrt(len(lines[0]))
         if side * side != len(lines[0]):
+            refuse_unknown(lines)
             return Reading(plain(lines[0]), 0, f"one line of {len(lines[0])} cells")
         lines = [lines[0][at : at + side] for at in range(0, len(lines[0]), side)]
+        refuse_unknown(lines)
         return Reading(plain("".join(lines)), side, f"{side} columns, {side} rows; {legend(lines)}")
     if not words:  # empty lines around a maze may be free rows of it
         lines = text.splitlines()
@@ -61,6 +65,7 @@ def maze(text: str) -> Reading:
     words += more
     columns, rows = longest(lines), len(lines)
     refuse_short(lines)
+    refuse_unknown(lines)
     words.insert(0, f"{columns} columns, {rows} rows")
     side = max(columns, rows)
     letters = legend(lines)
@@ -74,6 +79,22 @@ def maze(text: str) -> Reading:
 
 def longest(lines: list[str]) -> int:
     return max(map(len, lines), default=0)
+
+
+def refuse_unknown(lines: list[str]) -> None:
+    """Raises UserError for the first character that means nothing in a maze."""
+    for row, line in enumerate(lines, 1):
+        for column, cell in enumerate(line, 1):
+            if cell not in MEANING:
+                known = "; ".join(f"{named(letters)} {kind}" for kind, letters in KINDS.items())
+                raise UserError(
+                    f"the puzzle: row {row}, column {column} is {cell!r}, expected {known}"
+                )
+
+
+def named(letters: str) -> str:
+    """ "GE" -> "'G' or 'E'"."""
+    return " or ".join(NAMES.get(letter, repr(letter)) for letter in letters)
 
 
 def refuse_short(lines: list[str]) -> None:
@@ -128,22 +149,22 @@ def is_spaced(line: str) -> bool:
 def is_doubled(line: str) -> bool:
     """Whether every cell is two characters: alike, or an S or G and a space."""
     pairs = zip(line[::2], line[1::2])
-    return all(a == b or (b == " " and a in "S" + GOALS) for a, b in pairs)
+    return all(a == b or (b == " " and a in STARTS + GOALS) for a, b in pairs)
 
 
 def plain(line: str) -> str:
     """A line in the characters of tasks/puzzles.py."""
-    return "".join(MEANING.get(cell, cell) for cell in line)
+    return "".join(MEANING[cell] for cell in line)
 
 
 def legend(lines: list[str]) -> str:
     """Which characters stand for what."""
     found = set("".join(lines))
     parts = []
-    for known, word in ((WALLS, "wall"), (FREE, "free"), ("S", "start"), (GOALS, "goal")):
-        used = [NAMES.get(char, repr(char)) for char in known if char in found]
+    for kind, letters in KINDS.items():
+        used = "".join(letter for letter in letters if letter in found)
         if used:
-            parts.append(f"{' or '.join(used)} {word}")
+            parts.append(f"{named(used)} {kind}")
     return ", ".join(parts)
 
 
@@ -197,6 +218,10 @@ def cells_of(line: str, side: int) -> str:
     first, comma, rest = line.partition(",")
     if comma and len(first.strip()) == len(rest.strip()) == side * side:
         return first.strip()
+    between = re.split(f"[{BARS}]", line.strip())
+    between = between[1:-1] if len(between) == side + 2 else between
+    if len(between) == side and all(len(cell.strip()) <= 1 for cell in between):
+        return "".join(cell.strip() or "." for cell in between)  # a bar between all cells
     return "".join(char for char in line if char not in SEPARATORS)
 
 

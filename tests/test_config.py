@@ -319,7 +319,8 @@ def test_several_values_of_a_key_are_for_the_launcher(word, option, tmp_path, ou
 
 
 def test_a_command_without_an_entry_is_refused(out, capsys):
-    assert refused(capsys, out) == "command line: the following arguments are required: entry"
+    words = "command line: the following arguments are required: entry; see python train.py --help"
+    assert refused(capsys, out) == words
 
 
 def test_an_entry_that_cannot_be_read_is_refused(tmp_path, out, capsys):

@@ -275,7 +275,9 @@ def test_solve_sudoku_reproduces_real_solutions():
 def test_solve_sudoku_refuses_none_and_several():
     for puzzle, why in (
         ("." * 81, "more than one solution"),
-        ("11" + "." * 79, "no solution"),
+        ("11" + "." * 79, "no solution: row 1 has 1 more than once"),
+        ("1" + "." * 8 + "1" + "." * 71, "no solution: column 1 has 1 more than once"),
+        ("1" + "." * 9 + "1" + "." * 70, "no solution: box 1 has 1 more than once"),
         ("123." + "...4" + "." * 8, "no solution"),
     ):
         with pytest.raises(UserError, match=why):

@@ -198,7 +198,10 @@ WRONG = [  # (what differs in [model], words of the sentence)
     ({"expansion": 2.0}, "model.expansion = 2.0, expected 1.0: net.blocks.0.mlp"),
     ({"two_nets": True}, "model.two_nets = True, expected False: the net has a tensor net_y."),
     ({"init": "random"}, "model.init = 'random', expected 'fixed': the net has no tensor y0"),
-    (ROPE, "model.mixer = 'attention', expected 'conv': the net has"),
+    (
+        ROPE,
+        "model.mixer = 'attention', expected 'conv'; model.positions = 'rope', expected 'none': ",
+    ),
 ]
 
 
@@ -218,7 +221,14 @@ FIXED = [
 def test_a_net_that_knows_one_size_is_refused_for_another(tmp_path, capsys, model, words):
     tiny.run(tmp_path / "small", **maze(6, model=model))
     sentence = refused(tmp_path, capsys, **maze(7, tmp_path / "small", model))
-    assert f"train.init = '{tmp_path}/small' does not fit: {words}" in sentence
+    why = "as it was trained with data.size = 6 and not 7"
+    assert f"train.init = '{tmp_path}/small' does not fit, {why}: {words}" in sentence
+
+
+def test_a_net_of_another_task_is_said_to_be_one(source, tmp_path, capsys):
+    sentence = refused(tmp_path, capsys, model={"dim": 32}, train={"init": str(source)})
+    why = "as it was trained with data.task = 'maze' and not 'sudoku'"
+    assert f"train.init = '{source}' does not fit, {why}: " in sentence
 
 
 def test_a_table_of_puzzles_with_other_rows_is_refused():
@@ -231,7 +241,7 @@ def test_a_table_of_puzzles_with_other_rows_is_refused():
 
 def test_what_is_no_run_is_refused(source, tmp_path, capsys):
     sentence = refused(tmp_path, capsys, **maze(8, "nowhere"))
-    assert "train.init: nowhere/best.pt: no such file, expected a checkpoint" in sentence
+    assert "train.init: nowhere: no such run, expected a run folder such as" in sentence
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes((source / "best.pt").read_bytes()[:-100])
     sentence = refused(tmp_path, capsys, **maze(8, damaged))

@@ -293,7 +293,7 @@ def test_hero_picture_needs_a_finished_run_and_writes_nothing_else(runs, tmp_pat
         (["maze", "S" + 24 * " "], "the puzzle has 0 cells G, expected exactly one"),
         (["maze", "SG" * 8], "the puzzle has 8 cells S, expected exactly one"),
         (["maze", "S G" * 7], "the puzzle has 21 cells, expected 25 (5x5)"),
-        (["maze", "S x\n   \n  G"], "the puzzle has 'x' at position 3"),
+        (["maze", "S x\n   \n  G"], "the puzzle: row 1, column 3 is 'x', expected '#' or 'X' or"),
         (["maze", "S" + 61 * 61 * " "], "the puzzle has 3722 cells, expected 25 (5x5)"),
         (
             ["maze", "S" + (61 * 61 - 2) * " " + "G"],
@@ -324,7 +324,8 @@ def test_hero_picture_needs_a_finished_run_and_writes_nothing_else(runs, tmp_pat
         (["maze", "--stpes=3"], "command line: unexpected '--stpes=3'"),
         (["maze", "--steps=-1"], "command line: --steps, --seed and --size are 0 or more"),
         (["maze", "--steps=x"], "command line: argument --steps"),
-        (["nowhere"], "no such file"),
+        (["S .. .G", "{runs}/maze"], "command line: the run comes first, then the puzzle"),
+        (["nowhere"], "no such run"),
         (["maze/config.toml"], "not a readable checkpoint"),
         (["maze/ckpt.pt"], "not a"),
     ],

@@ -1,13 +1,16 @@
 """What people write: mazes and Sudokus in other letters and layouts, and further tries of a net."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import evaluate
 import solve
 import tiny
+import train
 from config import UserError
 from tasks import puzzles, text
 from train import load_run
@@ -47,6 +50,7 @@ def lettered(free: str, wall: str, goal: str) -> str:
         (lettered(".", "X", "E"), "'X' wall, '.' free, 'S' start, 'E' goal"),
         (lettered("0", "1", "G"), "'1' wall, '0' free"),
         (lettered(" ", "\u2588", "E"), "full block wall, space free"),
+        (lettered(" ", "#", "G").replace("S", "A").replace("G", "B"), "'A' start, 'B' goal"),
         (framed(ROWS), "frame left out"),
         (framed(doubled(ROWS)), "two characters a cell"),
         ("\n".join(doubled(ROWS)), "two characters a cell"),
@@ -113,7 +117,7 @@ def test_what_is_no_maze_or_unclear_ends_in_a_sentence():
     with pytest.raises(UserError, match="row 2 has 2 cells, expected 3 as in row 1"):
         text.maze("S.#\n..\n..G")  # no editor cuts off a '.'
     walls_between_cells = "+--+--+\n|S    |\n+  +--+\n|    G|\n+--+--+"
-    with pytest.raises(UserError, match="has '.' at position"):
+    with pytest.raises(UserError, match=r"row 1, column 1 is '\+', expected '#' or"):
         maze_config().task.parse(maze_config(), walls_between_cells)
 
 
@@ -134,11 +138,19 @@ BOXES = """+-------+-------+-------+
 DRAWN = BOXES.replace("+", "\u253c").replace("-", "\u2500").replace("|", "\u2502")
 
 
+def barred(side: str, bar: str, blank: str = " ") -> str:
+    """A bar between all cells."""
+    rows = [NINE[at : at + 9].replace(".", blank) for at in range(0, 81, 9)]
+    lines = [side + bar.join(f" {cell} " for cell in row) + side for row in rows]
+    return f"\n+{'---+' * 9}\n".join(lines)
+
+
 @pytest.mark.parametrize(
     "written",
     [NINE, NEWSPAPER, BOXES, DRAWN, BOXES.replace("\n", "\r\n"), NINE + "\r\n"]
     + [NEWSPAPER.replace(".", blank) for blank in "0_*xX"]
-    + ["\n".join(",".join(line) for line in NEWSPAPER.splitlines()), f"Puzzle 12:\n{NEWSPAPER}"],
+    + ["\n".join(",".join(line) for line in NEWSPAPER.splitlines()), f"Puzzle 12:\n{NEWSPAPER}"]
+    + [barred("|", "|"), barred("\u2551", "\u2502"), barred("", "|"), barred("|", "|", blank=".")],
 )
 def test_a_sudoku_is_read_in_any_layout(written):
     (read,) = text.sudokus(written, 9)
@@ -191,16 +203,28 @@ def test_a_folder_of_runs_and_an_entry_are_answered_with_a_suggestion(
 ):
     monkeypatch.chdir(tmp_path)
     tiny.run(tmp_path / "runs/laptop/mine/seed0", train={"steps": 1})
+    shutil.copytree("runs/laptop/mine/seed0", "runs/laptop/mine/dim=8/seed0")
+    entry = tiny.entry(tmp_path)
     capsys.readouterr()
     for word, says in (
         ("runs/laptop/mine", "no run but a folder of runs, expected one of runs/laptop/mine/seed0"),
         ("mine", "did you mean runs/laptop/mine/seed0?"),
+        ("runs/laptop/mien", "did you mean runs/laptop/mine/seed0?"),
+        ("runs/laptop/mine/seed7", "did you mean runs/laptop/mine/seed0?"),
         ("sweeps/mine.toml", "did you mean runs/laptop/mine/seed0?"),
         ("maze_perfetc", "train it first: python train.py "),
+        ("runs/laptop/maze_perfect/seed0", "train it first: python train.py "),
+        ("elsewhere", "no such run, expected a run folder such as "),
     ):
-        assert solve.main([word]) == 2
-        err = capsys.readouterr().err
-        assert says in err and err.count("\n") == 1
+        for program, words in (
+            (solve, [word]),
+            (evaluate, [word]),
+            (train, [str(entry), f"--train.init={word}"]),
+        ):
+            assert program.main(words) == 2
+            err = capsys.readouterr().err
+            assert says in err and err.count("\n") == 1
+    shutil.rmtree("runs/laptop/mine/dim=8")
     os.remove("runs/laptop/mine/seed0/best.pt")
     assert solve.main(["runs/laptop/mine/seed0"]) == 2
     assert "no best.pt yet" in capsys.readouterr().err

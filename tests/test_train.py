@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -434,6 +435,33 @@ def test_two_ranks_have_the_losses_of_one_process_with_the_same_batch(two_ranks,
         summary["test_puzzles"]
         == json.loads((tmp_path / "summary.json").read_text())["test_puzzles"]
     )
+
+
+JOIN_AND_LEAVE = """
+import os, runs
+import torch.distributed as dist
+runs.join_group("cpu")
+import torch.distributed.nn.functional  # as torch.compile does
+names = lambda: [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+print(sum("gloo" in name for name in names()))
+dist.destroy_process_group()
+print(sum("gloo" in name for name in names()))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="names of threads are in /proc")
+def test_no_thread_of_a_group_outlives_it(tmp_path):
+    # One that does may abort a rank that has done its work and is about to leave.
+    rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN_AND_LEAVE],
+        env=os.environ | rendezvous,
+        text=True,
+        capture_output=True,
+        timeout=LONG,
+    )
+    before, after = map(int, done.stdout.split())
+    assert before > 0 and after == 0, done.stderr
 
 
 def test_rank_1_writes_nothing_and_says_nothing(tmp_path, monkeypatch, capfd):
