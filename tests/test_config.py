@@ -277,7 +277,11 @@ def test_a_wrong_entry_is_refused_in_one_sentence(text, sentence, tmp_path, out,
             ["--trian.steps=5"],
             "command line: unknown key '--trian.steps=5', did you mean 'train.steps'?",
         ),
-        (["--train.steps"], "command line: argument --train.steps: expected one argument"),
+        (
+            ["--train.steps"],
+            "command line: argument --train.steps: expected one argument; "
+            "see python train.py --help",
+        ),
         (
             ["--model.dim=big"],
             "command line [model]: dim = 'big', expected an integer (default 512)",
