@@ -1148,6 +1148,22 @@ def make_folder(out: Path) -> None:
         raise UserError(f"cannot write to {out} ({e.strerror})") from None
 
 
+def refuse_others(out: Path, groups: list[Group]) -> None:
+    """Raises UserError where the tables in `out` are of other entries, and of none of ours."""
+    try:
+        table = json.loads((out / "table.json").read_text(encoding="utf-8"))
+        there = sorted({str(entry["entry"]) for entry in table["entries"]})
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    # Names get their folder before them where two are alike, so their last parts count.
+    ours = {Path(g.name).name for g in groups}
+    if there and ours and ours.isdisjoint(Path(name).name for name in there):
+        raise UserError(
+            f"{out}: holds the table of other entries ({', '.join(there[:4])}), "
+            "expected --out with a folder of its own"
+        )
+
+
 def analyze(
     roots: list[Path], out: Path, baseline: str = "", tex: bool = False
 ) -> tuple[str, list[str]]:
@@ -1170,6 +1186,7 @@ def analyze(
             name = f"{names[run.entry]}/{visible(run.folder.name)}"
             absent.append((name, visible(run.problem)))
     absent.sort()
+    refuse_others(out, groups)
     make_folder(out)
     if len({g.first["task"] for g in groups}) == 1:  # a task may have an analysis of its own
         own = groups[0].task.analyze(groups, out, absent, baseline or "baseline")

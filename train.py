@@ -1059,6 +1059,8 @@ def banner(run: Run, dataset: data.Dataset, differs: str) -> None:
     }
     words = [f"{key} {value}" for key, value in card.items() if len(str(value)) < 90]
     print("data   " + ", ".join(words), flush=True)
+    if hint := cfg.task.hint(cfg, card):
+        print(f"note   {hint}", flush=True)
     if differs:
         print(f"note   other than before step {run.step + 1}: {differs}", flush=True)
     if run.world.compiled:

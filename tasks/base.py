@@ -177,12 +177,19 @@ class Task:
         for key in ("train_path", "test_path"):
             path = getattr(cfg.data, key, "")
             if path and not os.path.exists(path):
-                return f"data.{key} = {path!r}, but there is no such file; {self.advice()}"
+                advice = self.advice_on(path)
+                return f"data.{key} = {path!r}, but there is no such file; {advice}"
             if not path and not cfg.data.generate:
                 return (
                     f"data.{key} is empty and data.generate = false, expected a file; "
                     f"{self.advice()}"
                 )
+        return ""
+
+    def hint(self, cfg, card: dict) -> str:
+        """What a person may have overlooked, as a sentence; empty: nothing. card: of the data."""
+        if getattr(cfg.data, "train_path", "") and "test_generator_seed" in card:
+            return "data.test_path is empty: the test puzzles are new ones, not those of a file"
         return ""
 
     def fetch(self, cfg, splits: tuple[str, ...] = ("train", "test")) -> None:
@@ -208,6 +215,12 @@ class Task:
     def advice(self) -> str:
         """Where to get files for this task."""
         return "python data.py --help says what it can download"
+
+    def advice_on(self, path: str) -> str:
+        """The end of the sentence about a file that is missing."""
+        if public_file(Path(path).name):
+            return self.advice()
+        return "expected a CSV with the columns question and answer"
 
     # ------------------------------------------------------------ data
 
@@ -281,7 +294,7 @@ class Task:
         def tokens(texts: list[str], where, answer: bool) -> np.ndarray:
             return self.tokens(data, split, texts, where, answer)
 
-        return read_rows(path, tokens, self.advice())
+        return read_rows(path, tokens, self.advice_on(path))
 
     def no_file(self, split: str) -> str:
         """The sentence for a split that has no file and may not be generated."""
@@ -326,11 +339,12 @@ class Task:
         keys = self.keys(pool).min(1)  # one key for all copies of a puzzle
         in_test = held_out.min(1)
         kinds = np.setdiff1d(keys, in_test)  # sorted, each once
+        dropped = int(np.isin(keys, in_test).sum())
         count = data.val_rows or int(np.clip(len(pool) // 10, 50, 512))
         if count >= kinds.size:
             raise UserError(
                 f"data.val_rows: {count} validation rows leave nothing of {kinds.size} "
-                "different training rows"
+                f"different training rows ({dropped} of {len(pool)} are test rows, left out)"
             )
         chosen = rng(data.seed, CUT).permutation(kinds)[:count]
         first = np.sort(np.unique(keys, return_index=True)[1])  # one row of each kind
@@ -338,7 +352,6 @@ class Task:
         in_train = np.isin(keys, np.setdiff1d(kinds, chosen))
         val = Split(pool.inputs[in_val], pool.labels[in_val])
         train = Split(pool.inputs[in_train], pool.labels[in_train])
-        dropped = int(np.isin(keys, in_test).sum())
         return train, val, {
             "split": "validation cut from the training rows before augmentation, "
             f"seed {data.seed}; disjoint up to symmetry",

@@ -303,6 +303,19 @@ def test_bad_input_ends_in_one_sentence(words, says, tmp_path, monkeypatch, caps
     assert err.startswith(says) and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+def test_the_table_of_other_entries_is_not_written_over(tmp_path, capsys):
+    for name in ("mine", "theirs"):
+        fake(tmp_path / "runs" / name / "seed0")
+    out, runs = tmp_path / "results", tmp_path / "runs"
+    assert analyze.main([str(runs / "theirs"), f"--out={out}"]) == 0
+    before = (out / "table.md").read_text()
+    assert analyze.main([str(runs / "mine"), f"--out={out}"]) == 2
+    assert "holds the table of other entries (theirs)" in capsys.readouterr().err
+    assert (out / "table.md").read_text() == before
+    assert analyze.main([str(runs), f"--out={out}"]) == 0
+    assert analyze.main([str(runs / "mine"), f"--out={out}"]) == 0
+
+
 def test_keys_that_may_differ_between_seeds_are_those_that_may_differ_on_resume():
     assert analyze.SHARED == FREE | {"seed"}
 

@@ -946,8 +946,10 @@ def test_bad_files_end_in_one_sentence(tmp_path):
         replace(MAZES, train_path=str(tmp_path / "folder.csv")),
         "folder.csv.*expected a data folder of the public code",
     )
-    absent = "absent.csv does not exist; `python data.py download maze_hard`"
+    absent = "absent.csv does not exist; expected a CSV with the columns question and answer"
     refuses(replace(MAZES, train_path=str(tmp_path / "absent.csv")), absent)
+    absent = "maze_hard_train.csv does not exist; `python data.py download maze_hard`"
+    refuses(replace(MAZES, train_path=str(tmp_path / "maze_hard_train.csv")), absent)
     other_size = r"row 1: the question has 36 cells \(6x6\), expected 900 \(30x30\)"
     refuses(MazeConfig(train_path=good), other_size)
     too_many = "data.val_rows = 500, expected fewer than data.train_rows = 90"

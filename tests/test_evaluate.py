@@ -240,7 +240,7 @@ def test_tries_want_rules(runs, capsys):
 def test_bad_input_is_one_sentence(runs, tmp_path, capsys):
     maze, sudoku = runs / "maze", runs / "sudoku"
     for words, expected in [
-        ([tmp_path / "none"], ["none", "no such file"]),
+        ([tmp_path / "none"], ["none", "no such run"]),
         ([maze, "--data.test_size=1"], ["command line [data]", "test_size = 1", "2 to"]),
         ([maze, "--data.test_size=8"], ["test_size = 8", "odd number"]),
         ([maze, "--data.test_size=x"], ["test_size = 'x'", "an integer"]),

@@ -106,6 +106,24 @@ def test_a_maze_of_more_rows_than_columns_is_refused_or_filled_with_walls():
     assert decode("maze", puzzles.encode("maze", no_space_at_an_end, 5))[4::5] == 5 * " "
 
 
+def test_a_training_file_alone_is_tested_on_new_puzzles_and_says_so(tmp_path, capsys):
+    inputs, labels = generate_mazes(replace(MAZES, size=5), 40, rng(3), 5)
+    rows = [tuple(decode("maze", cells) for cells in pair) for pair in zip(inputs, labels)]
+    path = write_csv(tmp_path / "own.csv", rows)
+    files = {"data": {"train_path": path, "train_rows": 0, "val_rows": 5}}
+    maze = {"data": {"task": "maze", "size": 5}, "model": {"mixer": "conv"}}
+    for name, own, said in (
+        ("alone", {}, True),
+        ("both", {"test_path": write_csv(tmp_path / "test.csv", rows[:9]), "test_rows": 0}, False),
+    ):
+        tables = maze | {"data": maze["data"] | files["data"] | own, "train": {"steps": 1}}
+        tiny.run(tmp_path / name, **tables)
+        assert ("note   data.test_path is empty" in capsys.readouterr().out) == said
+    own = {"data": maze["data"] | files["data"] | {"test_path": path, "test_rows": 0}}
+    sentence = "0 different training rows (40 of 40 are test rows, left out)"
+    refused(lambda: tiny.run(tmp_path / "same", **maze | own), sentence)
+
+
 # ---------------------------------------------------------------- random first states
 
 
