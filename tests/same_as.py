@@ -58,7 +58,11 @@ CASES = {  # name -> entry below sweeps/ and the options that make it small
         "ablation/random_init.toml",
         f"{MAZE} --model.prefix=1 --model.positions=learned",
     ),
-    "maze_continue_loss": ("ablation_laptop/continue_loss.toml", f"{MAZE} --model.init=learned"),
+    "maze_continue_loss": (
+        "ablation/continue_loss.toml",
+        f"{MAZE} --model.mixer=conv --model.positions=none --model.prefix=0 --model.q_from=mean"
+        " --model.init=learned",
+    ),
     "maze_conv_attention": (
         "maze_baseline.toml",
         f"{MAZE} --model.prefix=0 --model.q_from=mean --model.mixer=conv+attention"
@@ -144,6 +148,7 @@ def train(code: Path, work: Path, name: str) -> Path:
     entry, options = CASES[name]
     folder = work / name
     if not (folder / "seed0" / "summary.json").exists():
+        work.mkdir(parents=True, exist_ok=True)
         words = [
             sys.executable,
             str(code / "train.py"),

@@ -438,10 +438,11 @@ def test_two_ranks_have_the_losses_of_one_process_with_the_same_batch(two_ranks,
 
 
 JOIN_AND_LEAVE = """
-import os, runs
+import os, runs, torch
 import torch.distributed as dist
 runs.join_group("cpu")
 import torch.distributed.nn.functional  # as torch.compile does
+dist.all_reduce(torch.ones(1))  # a thread that works has its name
 names = lambda: [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
 print(sum("gloo" in name for name in names()))
 dist.destroy_process_group()
