@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import analyze
 import tiny
 from stats import wilson
 
@@ -192,7 +193,7 @@ def test_figures_are_marked(readme):
         "| 35,842 | 99.5 % (99.2-99.8) | 113 | <!-- laptop/table.json maze_perfect:"
         " parameters exact train_cpu_seconds -->",
         "**86.8 %** are right <!-- maze_hard/table.json maze_hard: exact -->",
-        "85.8 % (83.5 to 87.8) <!-- maze_hard/seed0/summary.json: test/exact -->",
+        "85.8 % (83.5 to 87.8) <!-- maze_hard/runs/maze_hard/seed0/summary.json: test/exact -->",
         "+0.9 (-0.3 to +2.0), not shown <!-- ablation_laptop/table.json T2_n2:"
         " difference verdict -->",
         "-2.88 ± 0.15 and 66.6 % <!-- control_ablation/ablation_analysis.json"
@@ -244,3 +245,26 @@ def test_entries_and_programs_named_with_the_results_exist():
     assert len(entries) > 6 and len(folders) > 6 and len(programs) > 4
     for name in entries | folders | programs:
         assert (tiny.ROOT / name).exists(), name
+
+
+# ---------------------------------------------------------------- runs to figures
+
+RESULTS = tiny.ROOT / "results"
+KEPT = sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.glob("**/summary.json")})
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in KEPT if (RESULTS / name / "table.json").exists()]
+)
+def test_a_table_can_be_made_again_from_its_runs(name, tmp_path):
+    runs = RESULTS / name / "runs"
+    groups = analyze.group(analyze.load_runs([runs if runs.exists() else RESULTS / name]))
+    analyze.compare(groups, "baseline")
+    analyze.write_tables(tmp_path, groups, [])
+    kept, made = (
+        json.loads((folder / "table.json").read_text()) for folder in (RESULTS / name, tmp_path)
+    )
+    assert [row["entry"] for row in kept["entries"]] == [row["entry"] for row in made["entries"]]
+    for old, new in zip(kept["entries"], made["entries"], strict=True):
+        for key in ("seeds", "parameters", "exact", "exact_low", "exact_high", "verdict"):
+            assert old.get(key) == new.get(key), (old["entry"], key)
