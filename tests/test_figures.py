@@ -194,7 +194,7 @@ def test_figures_are_marked(readme):
         " parameters exact train_cpu_seconds -->",
         "**86.8 %** are right <!-- maze_hard/table.json maze_hard: exact -->",
         "85.8 % (83.5 to 87.8) <!-- maze_hard/runs/maze_hard/seed0/summary.json: test/exact -->",
-        "+0.9 (-0.3 to +2.0), not shown <!-- ablation_laptop/table.json T2_n2:"
+        "+1.0 (-1.7 to +3.6), not shown <!-- ablation_laptop/table.json T2_n2:"
         " difference verdict -->",
         "-2.88 ± 0.15 and 66.6 % <!-- control_ablation/ablation_analysis.json"
         " van_der_pol/references/MLP: primary open_success@0.2 -->",
