@@ -697,6 +697,15 @@ def config_of(args: argparse.Namespace) -> Config:
     return load_config(Config, path, over | {"train": own})
 
 
+def read_known(out: Path) -> dict:
+    """What --out holds already. Raises UserError for a file of another kind."""
+    try:
+        known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        return known | {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise UserError(f"--out {out}: is there and not of bench.py, expected another") from None
+
+
 def run(args: argparse.Namespace) -> None:
     names = args.arms.split(",") if args.arms else ARMS
     wrong = [name for name in names if name not in ARMS]
@@ -704,7 +713,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--arms: unknown arm '{wrong[0]}', expected some of {','.join(ARMS)}")
     cfg = config_of(args)
     print(f"measuring {', '.join(names)} of {args.net}, {args.steps} rounds: minutes", flush=True)
-    known = json.loads(args.out.read_text()) if args.out.exists() else {}
+    known = read_known(args.out)
     with tempfile.TemporaryDirectory() as cache:  # empty: compile seconds as on a fresh machine
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         result = measure(cfg, names, args.steps, bool(args.arms), args.profile)

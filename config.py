@@ -558,20 +558,28 @@ SWEEPS = Path(__file__).parent / "sweeps"
 
 
 def named_entry(word: str) -> str:
-    """The file of an entry in sweeps/, for its name alone. Raises UserError.
+    """The file of an entry in sweeps/, for its name, as maze_random or laptop/maze_random.
 
-    What has a folder or an ending, or is a file, stays as it is.
+    A file, and a wrong path to one, stay as they are. Raises UserError.
     """
-    if "/" in word or "." in word or os.path.exists(word) or not SWEEPS.is_dir():
+    if os.path.isdir(word):
+        raise UserError(
+            f"{word}: is a folder, expected one entry; python -m submitit_launch {word} trains all"
+        )
+    if os.path.exists(word) or not SWEEPS.is_dir():
         return word
-    every = {path: path.stem for path in sorted(SWEEPS.rglob("*.toml"))}
-    found = [os.path.relpath(path) for path, stem in every.items() if stem == word]
+    every = {os.path.relpath(path): path.stem for path in sorted(SWEEPS.rglob("*.toml"))}
+    wanted = f"/{word.removesuffix('.toml')}.toml"
+    found = [path for path in every if f"/{path}".endswith(wanted)]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"{word}: several entries have this name, expected one of {listed(found)}")
-    close = difflib.get_close_matches(word, every.values(), 3, 0.5)
-    near = [os.path.relpath(path) for path, stem in every.items() if stem in close]
+    if "/" in word or "." in word:
+        return word
+    close = [stem for stem in every.values() if stem.startswith(word)]
+    close += difflib.get_close_matches(word, every.values(), 3, 0.5)
+    near = [path for name in dict.fromkeys(close) for path in every if every[path] == name][:3]
     advice = f"did you mean {listed(near)}?" if near else "python train.py lists them"
     raise UserError(f"{word}: no such entry; {advice}")
 

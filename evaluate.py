@@ -511,7 +511,18 @@ def command_line(argv: list[str] | None):
         raise UserError(f"--out {options.out}: expected the name of a .json file")
     if options.out and options.out.name in ("summary.json", "job.json"):
         raise UserError(f"--out {options.out}: is a name of files in run folders, expected another")
+    if options.out and options.out.exists() and not is_own(options.out):
+        raise UserError(f"--out {options.out}: is there and not of evaluate.py, expected another")
     return options, typed
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file holds what `write_figures` writes."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        return {"run", "test", "test_puzzles"} <= figures.keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def step_list(text: str) -> list[int]:

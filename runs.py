@@ -102,8 +102,9 @@ def load(path: Path, device="cpu", keys: frozenset | set = frozenset()) -> dict:
             f"{path}: not a readable checkpoint of train.py (truncated, or another kind of file)"
         ) from None
     if not isinstance(state, dict) or not keys <= state.keys():
-        wanted = ", ".join(sorted(keys))
-        raise UserError(f"{path}: not a {path.name} of train.py (expected the keys {wanted})")
+        name = "best.pt" if "raw" in keys else "ckpt.pt"
+        lacking = ", ".join(sorted(keys - set(state))) if isinstance(state, dict) else "all keys"
+        raise UserError(f"{path}: no {name} of train.py (it lacks {lacking})")
     return state
 
 
@@ -198,19 +199,25 @@ def refuse_difference(folder: Path, old: dict, cfg, free: set[str] = FREE) -> No
 
     A key younger than the folder had its default there.
     """
-    defaults, files = flatten(type(cfg)()), cfg.files()
+    defaults, files, differs = flatten(type(cfg)()), cfg.files(), []
     for key, value in flatten(cfg).items():
         before = old.get(key, defaults[key])
         if key in free or before == value:
             continue
         if key in files and same_bytes(folder, key, files[key]):
             continue
-        was, now = json.dumps(before), json.dumps(value)
-        word = before if isinstance(before, str) else was
-        raise UserError(
-            f"{folder} was made with {key} = {was}, this command says {now}; "
-            f"delete it, pass --{key}={word}, or choose another --out"
-        )
+        differs.append((key, before, value))
+    if not differs:
+        return
+    key, before, value = differs[0]
+    was, now = json.dumps(before), json.dumps(value)
+    word = before if isinstance(before, str) else was
+    others = ", ".join(name for name, *_ in differs[1:4])
+    also = f" (and {others} differ{'s' * (len(differs) == 2)})" if others else ""
+    raise UserError(
+        f"{folder} was made with {key} = {was}, this command says {now}{also}; "
+        f"choose another --out, pass --{key}={word}, or delete it"
+    )
 
 
 def same_bytes(folder: Path, key: str, source: str) -> bool:

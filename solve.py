@@ -401,6 +401,10 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unexpected {unknown[0]!r}{advice}")
     if min(args.steps, args.seed, args.size) < 0:
         parser.error("--steps, --seed and --size are 0 or more")
+    for name, ending in (("page", ".html"), ("picture", ".png")):
+        path = getattr(args, name)
+        if path and path.suffix.lower() != ending:
+            parser.error(f"--{name} {path}, expected the name of a {ending} file")
     if args.tries < 1:
         parser.error(f"--tries {args.tries}, expected 1 or more")
     if args.puzzle and os.path.exists(Path(args.puzzle, "best.pt")) and not args.run.exists():

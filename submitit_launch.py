@@ -50,6 +50,7 @@ from config import (
     load_config,
     make_parser,
     minutes,
+    named_entry,
     parse,
     parse_value,
     quiet_output,
@@ -117,8 +118,10 @@ def entry_files(paths: list[Path]) -> list[Path]:
     """The entries of files and folders. Raises UserError for a folder without one."""
     files = []
     for path in paths:
-        inside = [path]
-        if path.is_dir():
+        inside = []
+        if not path.is_dir():
+            inside = [Path(named_entry(str(path)))]
+        else:
             inside = sorted(file for file in path.glob("*.toml") if file.name != "slurm.toml")
         if not inside:
             raise UserError(f"{path}: no entry in this folder, expected .toml files")
@@ -679,15 +682,18 @@ class Local:
         return process
 
     def stop(self) -> None:
-        """They finish their step, save and leave."""
-        for _, process, _ in self.processes:
-            process.terminate()
+        """They finish their step, save and leave. One that is done is about to leave anyway."""
+        for run, process, _ in self.processes:
+            if not (run.folder / "summary.json").exists():
+                process.terminate()
         for run, process, _ in self.processes:
             note_end(run.folder, process.wait())
 
 
 def note_end(folder: Path, code: int) -> None:
     """What the exit code of a process says; of other ends the log tells."""
+    if (folder / "summary.json").exists():
+        return
     if code < 0:
         note_error(folder, f"killed by {signal.Signals(-code).name}")
     elif code > 128:

@@ -250,7 +250,7 @@ class Config:
     def init_file(self) -> str:
         """The best.pt that train.init names."""
         path = self.train.init.replace("{seed}", str(self.seed))
-        return path if path.endswith(".pt") else os.path.join(path, "best.pt")
+        return path if path.endswith(".pt") or os.path.isfile(path) else f"{path}/best.pt"
 
     def files(self) -> dict[str, str]:
         """The keys that name files, and those files: their bytes count, not their place."""
@@ -382,9 +382,9 @@ def load_init(net: torch.nn.Module, cfg: Config) -> dict:
         kind = "raw"
     misfit = misfit_of(net.state_dict(), state[kind])
     if misfit:
-        named = f"train.init = {cfg.train.init!r} does not fit"
-        first = other_problem(cfg, state["config"], named) or shaping_keys(cfg, state["config"])
-        raise UserError(f"{first or named}: {misfit} of {path}")
+        keys = shaping_keys(cfg, state["config"])
+        keys = f": {keys}" if keys else ""
+        raise UserError(f"train.init = {cfg.train.init!r} does not fit{keys}: {misfit} of {path}")
     net.load_state_dict(state[kind])
     return {"file": path, "sha256": digest, "step": state["step"], "weights": kind}
 
@@ -402,20 +402,12 @@ def misfit_of(own: dict[str, Tensor], other: dict[str, Tensor]) -> str:
     return ""
 
 
-def other_problem(cfg: Config, other: dict, named: str) -> str:
-    """Of another task or, where only the size of puzzles differs, another size, in words."""
-    own = flatten(cfg)
-    keys = ["data.task"] if shaping_keys(cfg, other) else ["data.task", "data.size"]
-    for key in keys:
-        if key in own and key in other and own[key] != other[key]:
-            return f"{named}, as it was trained with {key} = {other[key]!r} and not {own[key]!r}"
-    return ""
-
-
 def shaping_keys(cfg: Config, other: dict) -> str:
-    """The keys of [model] that shape weights and differ from another run's, in words."""
-    own = flatten(cfg)
-    keys = [f"model.{name}" for name in SHAPING]
+    """The keys that shape weights and differ from another run's, in words."""
+    own, m = flatten(cfg), cfg.model
+    keys = ["data.task"] + [f"model.{name}" for name in SHAPING]
+    if "mlp" in m.mixer or m.positions == "learned":  # its weights belong to one size
+        keys.append("data.size")
     both = [key for key in keys if key in own and key in other]
     return "; ".join(
         f"{key} = {own[key]!r}, expected {other[key]!r}" for key in both if own[key] != other[key]

@@ -278,7 +278,9 @@ class Task:
         inputs, labels = self.read(path, data, split)
         total = len(inputs)
         if rows > total and split == "test":
-            raise UserError(f"data.test_rows = {rows}, but {path} has {total} rows")
+            raise UserError(
+                f"data.test_rows = {rows}, but {path} has {total} rows; --data.test_rows=0: all"
+            )
         row = np.sort(rng(data.seed, stream).permutation(total)[: rows or total])
         chosen = Split(inputs[row], labels[row])
         self.check_rows(data, chosen, lambda at: f"{path}, row {row[at] + 1}:")

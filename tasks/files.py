@@ -123,8 +123,9 @@ def read_tokens(file: str, side: int, least: int, most: int) -> np.ndarray:
             "train/all__inputs.npy, train/all__labels.npy, and so for test"
         ) from None
     except Exception as error:  # numpy raises whatever it likes at a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file}: cannot be read as an array of tokens ({reason})") from None
+        raise UserError(
+            f"{file}: cannot be read as an array of tokens ({type(error).__name__})"
+        ) from None
     if kind not in "iu" or len(shape) != 2 or not shape[0]:
         found = f"{values.dtype} of shape {shape}"
         raise UserError(f"{file}: holds {found}, expected integers (rows, cells)")
@@ -165,6 +166,9 @@ def read_rows(path: str, tokens: Callable, advice: str) -> tuple[np.ndarray, np.
     the sentence about a bad one. Other columns are ignored. `advice` ends the sentence about a
     missing file. Raises UserError for a missing, empty or damaged file and for a missing column.
     """
+    if os.path.isdir(path) or path.endswith(".npy"):
+        kind = "an array" if path.endswith(".npy") else "a folder"
+        raise UserError(f"{path} is {kind}, expected a CSV with the columns question and answer")
     try:
         with open_text(path) as file:
             parts = list(read_blocks(path, csv.reader(file), tokens))

@@ -248,9 +248,14 @@ class Maze(Task):
 
     def readings(self, cfg, text: str) -> list[tuple[np.ndarray, str]]:
         found = read_text(text)
-        side = found.side or cfg.data.size  # encode says how many cells were expected
-        refuse_size(cfg, side)
-        return [(encode("maze", found.text, side), found.understood)]
+        if not found.side:
+            size = cfg.data.size
+            raise UserError(
+                f"the puzzle is one line of {len(found.text)} cells, expected a square, such as "
+                f"{size * size} ({size}x{size}), or line breaks"
+            )
+        refuse_size(cfg, found.side)
+        return [(encode("maze", found.text, found.side), found.understood)]
 
     def text(self, data, tokens: np.ndarray) -> str:
         return decode("maze", tokens)

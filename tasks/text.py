@@ -20,7 +20,7 @@ KINDS = {"wall": WALLS, "free": FREE, "start": STARTS, "goal": GOALS}  # of cell
 MEANING = {wall: "#" for wall in WALLS} | {free: " " for free in FREE}
 MEANING |= {"S": "S", "A": "S", "G": "G", "E": "G", "B": "G", "o": "o"}  # o: puzzles says where
 NAMES = {" ": "space", BLOCK: "full block"}
-BLANKS = "0._*xX"  # of a Sudoku
+BLANKS = "0._*xX?"  # of a Sudoku
 SEPARATORS = " \t,;[]" + BARS
 
 
@@ -218,10 +218,11 @@ def cells_of(line: str, side: int) -> str:
     first, comma, rest = line.partition(",")
     if comma and len(first.strip()) == len(rest.strip()) == side * side:
         return first.strip()
-    between = re.split(f"[{BARS}]", line.strip())
-    between = between[1:-1] if len(between) == side + 2 else between
-    if len(between) == side and all(len(cell.strip()) <= 1 for cell in between):
-        return "".join(cell.strip() or "." for cell in between)  # a bar between all cells
+    for separator in (f"[{BARS}]", "[,;]", "\t"):  # one between all cells: an empty one is blank
+        between = re.split(separator, line.strip(" \r"))
+        between = between[1:-1] if len(between) == side + 2 else between
+        if len(between) == side and all(len(cell.strip()) <= 1 for cell in between):
+            return "".join(cell.strip() or "." for cell in between)
     return "".join(char for char in line if char not in SEPARATORS)
 
 
@@ -233,7 +234,11 @@ def left_grid(line: str, side: int) -> str:
 
 
 def is_heading(line: str) -> bool:
-    """Whether half of a line or more is letters: "Grid 01". An x is a blank, # a wall."""
+    """Whether half of a line or more is letters: "Grid 01". An x is a blank, # a wall or, before
+    a word, a comment.
+    """
+    if re.match(r"\s*#.*[a-z]{3}", line):
+        return True
     characters = [char for char in line if char not in SEPARATORS]
     letters = [char for char in characters if char.isalpha() and char not in BLANKS]
     return "#" not in line and len(characters) > 1 and 2 * len(letters) >= len(characters)

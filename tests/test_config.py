@@ -332,7 +332,10 @@ def test_an_entry_that_cannot_be_read_is_refused(tmp_path, out, capsys):
         refused(capsys, out, tmp_path / "gone.toml")
         == f"{tmp_path}/gone.toml: cannot read the entry (No such file or directory)"
     )
-    assert refused(capsys, out, tmp_path) == f"{tmp_path}: cannot read the entry (Is a directory)"
+    advice = f"python -m submitit_launch {tmp_path} trains all"
+    assert (
+        refused(capsys, out, tmp_path) == f"{tmp_path}: is a folder, expected one entry; {advice}"
+    )
     (tmp_path / "latin.toml").write_bytes(b'hypothesis = "\xe9"')
     assert refused(capsys, out, tmp_path / "latin.toml").startswith(
         f"{tmp_path}/latin.toml: not a TOML file ("

@@ -238,7 +238,8 @@ def test_tries_want_rules(runs, capsys):
 
 @pytest.mark.slow
 def test_bad_input_is_one_sentence(runs, tmp_path, capsys):
-    maze, sudoku = runs / "maze", runs / "sudoku"
+    maze, sudoku, table = runs / "maze", runs / "sudoku", tmp_path / "table.json"
+    table.write_text('{"entries": []}')
     for words, expected in [
         ([tmp_path / "none"], ["none", "no such run"]),
         ([maze, "--data.test_size=1"], ["command line [data]", "test_size = 1", "2 to"]),
@@ -257,6 +258,7 @@ def test_bad_input_is_one_sentence(runs, tmp_path, capsys):
         ([sudoku, "--model.T=3"], ["--model.T", "--entry"]),
         ([sudoku, "--out=x.txt"], ["x.txt", ".json"]),
         ([sudoku, f"--out={sudoku / 'summary.json'}"], ["summary.json", "expected another"]),
+        ([sudoku, f"--out={table}"], ["table.json", "not of evaluate.py"]),
         ([sudoku, f"--out={sudoku / 'best.pt' / 'x.json'}"], ["best.pt", "folder"]),
         ([sudoku, "--entry", tiny.ROOT / "sweeps/sudoku_mlp.toml"], ["folder", "step_N"]),
     ]:

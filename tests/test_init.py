@@ -221,14 +221,14 @@ FIXED = [
 def test_a_net_that_knows_one_size_is_refused_for_another(tmp_path, capsys, model, words):
     tiny.run(tmp_path / "small", **maze(6, model=model))
     sentence = refused(tmp_path, capsys, **maze(7, tmp_path / "small", model))
-    why = "as it was trained with data.size = 6 and not 7"
-    assert f"train.init = '{tmp_path}/small' does not fit, {why}: {words}" in sentence
+    why = "data.size = 7, expected 6"
+    assert f"train.init = '{tmp_path}/small' does not fit: {why}: {words}" in sentence
 
 
 def test_a_net_of_another_task_is_said_to_be_one(source, tmp_path, capsys):
     sentence = refused(tmp_path, capsys, model={"dim": 32}, train={"init": str(source)})
-    why = "as it was trained with data.task = 'maze' and not 'sudoku'"
-    assert f"train.init = '{source}' does not fit, {why}: " in sentence
+    why = "data.task = 'sudoku', expected 'maze'; model."
+    assert f"train.init = '{source}' does not fit: {why}" in sentence
 
 
 def test_a_table_of_puzzles_with_other_rows_is_refused():
@@ -247,7 +247,7 @@ def test_what_is_no_run_is_refused(source, tmp_path, capsys):
     sentence = refused(tmp_path, capsys, **maze(8, damaged))
     assert f"train.init: {damaged}: not a readable checkpoint" in sentence
     sentence = refused(tmp_path, capsys, **maze(8, source / "ckpt.pt"))
-    assert f"train.init: {source}/ckpt.pt: not a ckpt.pt of train.py" in sentence
+    assert f"train.init: {source}/ckpt.pt: no best.pt of train.py (it lacks" in sentence
 
 
 def test_the_launcher_says_which_weights_are_missing(tmp_path, source, capsys):

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -895,6 +896,18 @@ def fates(cluster):
         subprocess.run(["scancel", *words, job_of(folder[name])], check=True)
     until(lambda: not launcher.queue(), "the queue does not become empty")
     return folder
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_finished_process_is_let_leave_and_another_is_stopped(finished, tmp_path):
+    if finished:
+        (tmp_path / "summary.json").write_text("{}")
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    local = launcher.Local([], tmp_path, [])
+    local.processes = [(SimpleNamespace(folder=tmp_path), process, {})]
+    local.stop()
+    assert process.returncode == (0 if finished else -signal.SIGTERM)
+    assert (tmp_path / "failed.txt").exists() != finished
 
 
 @pytest.fixture(scope="module")

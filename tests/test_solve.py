@@ -292,9 +292,12 @@ def test_hero_picture_needs_a_finished_run_and_writes_nothing_else(runs, tmp_pat
         ),
         (["maze", "S" + 24 * " "], "the puzzle has 0 cells G, expected exactly one"),
         (["maze", "SG" * 8], "the puzzle has 8 cells S, expected exactly one"),
-        (["maze", "S G" * 7], "the puzzle has 21 cells, expected 25 (5x5)"),
+        (
+            ["maze", "S G" * 7],
+            "the puzzle is one line of 21 cells, expected a square, such as 25 (5x5)",
+        ),
         (["maze", "S x\n   \n  G"], "the puzzle: row 1, column 3 is 'x', expected '#' or 'X' or"),
-        (["maze", "S" + 61 * 61 * " "], "the puzzle has 3722 cells, expected 25 (5x5)"),
+        (["maze", "S" + 61 * 61 * " "], "the puzzle is one line of 3722 cells, expected a square"),
         (
             ["maze", "S" + (61 * 61 - 2) * " " + "G"],
             "the puzzle is 61x61, expected 2 to 60 cells per side",
@@ -324,10 +327,12 @@ def test_hero_picture_needs_a_finished_run_and_writes_nothing_else(runs, tmp_pat
         (["maze", "--stpes=3"], "command line: unexpected '--stpes=3'"),
         (["maze", "--steps=-1"], "command line: --steps, --seed and --size are 0 or more"),
         (["maze", "--steps=x"], "command line: argument --steps"),
+        (["maze", "--page={runs}/maze/best.pt"], "expected the name of a .html file"),
+        (["maze", "--picture=README.md"], "--picture README.md, expected the name of a .png file"),
         (["S .. .G", "{runs}/maze"], "command line: the run comes first, then the puzzle"),
         (["nowhere"], "no such run"),
         (["maze/config.toml"], "not a readable checkpoint"),
-        (["maze/ckpt.pt"], "not a"),
+        (["maze/ckpt.pt"], "no best.pt of train.py (it lacks"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(runs, words, says, capsys):

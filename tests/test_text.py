@@ -150,7 +150,12 @@ def barred(side: str, bar: str, blank: str = " ") -> str:
     [NINE, NEWSPAPER, BOXES, DRAWN, BOXES.replace("\n", "\r\n"), NINE + "\r\n"]
     + [NEWSPAPER.replace(".", blank) for blank in "0_*xX"]
     + ["\n".join(",".join(line) for line in NEWSPAPER.splitlines()), f"Puzzle 12:\n{NEWSPAPER}"]
-    + [barred("|", "|"), barred("\u2551", "\u2502"), barred("", "|"), barred("|", "|", blank=".")],
+    + [barred("|", "|"), barred("\u2551", "\u2502"), barred("", "|"), barred("|", "|", blank=".")]
+    + [NEWSPAPER.replace(".", "?"), "# from a newspaper\n" + NEWSPAPER]
+    + [
+        "\n".join(mark.join(line).replace(".", "") for line in NEWSPAPER.splitlines())
+        for mark in ",\t"
+    ],
 )
 def test_a_sudoku_is_read_in_any_layout(written):
     (read,) = text.sudokus(written, 9)
