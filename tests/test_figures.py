@@ -13,15 +13,22 @@ stand in the line, rounded as `written` says. An interval in brackets behind it 
     Markdown  the row is named by its first cell, a key is the beginning of a column's title.
 """
 
+import gzip
 import json
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import analyze
 import tiny
+from evaluate import evaluate
+from runs import make_world
 from stats import wilson
+from train import load_run
 
 READMES = {"README.md": 8, "results/README.md": 30}  # file -> at least so many markers
 MARKER = re.compile(r"<!-- (\S+\.(?:json|md))(?: ([^:]*))?: ([^>]+?) -->")
@@ -192,8 +199,8 @@ def test_figures_are_marked(readme):
     [
         "| 35,842 | 99.5 % (99.2-99.8) | 113 | <!-- laptop/table.json maze_perfect:"
         " parameters exact train_cpu_seconds -->",
-        "**86.8 %** are right <!-- maze_hard/table.json maze_hard: exact -->",
-        "85.8 % (83.5 to 87.8) <!-- maze_hard/runs/maze_hard/seed0/summary.json: test/exact -->",
+        "**86.9 %** are right <!-- maze_hard/table.json maze_hard: exact -->",
+        "86.2 % (83.9 to 88.2) <!-- maze_hard/runs/maze_hard/seed0/summary.json: test/exact -->",
         "+1.0 (-1.7 to +3.6), not shown <!-- ablation_laptop/table.json T2_n2:"
         " difference verdict -->",
         "-2.88 ± 0.15 and 66.6 % <!-- control_ablation/ablation_analysis.json"
@@ -268,3 +275,30 @@ def test_a_table_can_be_made_again_from_its_runs(name, tmp_path):
     for old, new in zip(kept["entries"], made["entries"], strict=True):
         for key in ("seeds", "parameters", "exact", "exact_low", "exact_high", "verdict"):
             assert old.get(key) == new.get(key), (old["entry"], key)
+
+
+# ---------------------------------------------------------------- nets to figures
+
+NETS = {"maze_hard": ("runs/maze_hard/seed0", "maze_hard_test.csv.gz")}  # its run, its test rows
+SHARED = Path(os.environ.get("SHARED_DATA", tiny.ROOT.parent / "shared" / "data"))
+
+
+def test_every_net_in_results_is_small_and_tested():
+    assert {path.parent.name for path in RESULTS.glob("*/best.pt")} == set(NETS)
+    assert all((RESULTS / name / "best.pt").stat().st_size < 300_000 for name in NETS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real puzzle files in {SHARED}")
+@pytest.mark.parametrize("name", NETS)
+def test_a_net_in_results_answers_as_its_run_did(name, tmp_path):
+    run, file = NETS[name]
+    kept = np.load(RESULTS / name / run / "test.npz")["exact"][:40]
+    with gzip.open(SHARED / file, "rt") as rows:
+        part = [next(rows) for _ in range(1 + len(kept))]
+    (tmp_path / "part.csv").write_text("".join(part))
+    cfg, net, _ = load_run(RESULTS / name / "best.pt")
+    cfg = replace(cfg, data=replace(cfg.data, test_path=str(tmp_path / "part.csv"), test_rows=0))
+    world = make_world(replace(cfg.train, compile="off", device="cpu"))
+    found = evaluate(net, cfg.task.load_test(cfg).test, cfg, world)["verdict"]["exact"]
+    assert 0.7 < kept.mean() < 1 and (found == kept).sum() >= len(kept) - 1  # rounding

@@ -1093,7 +1093,7 @@ def test_load_run_refuses_what_is_no_best_pt(tmp_path):
     tiny.run(tmp_path, train={"steps": 1})
     with pytest.raises(
         UserError,
-        match=r"ckpt.pt: no best.pt of train.py \(it lacks ema, raw, shape\)",
+        match=r"ckpt.pt: no best.pt of train.py \(it lacks raw\)",
     ):
         load_run(tmp_path / "ckpt.pt")
     with pytest.raises(UserError, match="no such file, expected a checkpoint"):
