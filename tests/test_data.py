@@ -1204,6 +1204,7 @@ def test_training_fetches_the_public_files_that_are_missing(
     assert train.main([str(real_data), "--seed=1"]) == 0 and len(hits) == asked
 
 
+@pytest.mark.slow
 def test_the_launcher_fetches_once_before_it_starts_anything(
     real_data, server, csv_body, test_body, tmp_path, capsys
 ):

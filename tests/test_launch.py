@@ -1082,6 +1082,7 @@ def commands_of(capsys, *words) -> list[str]:
     return [line for line in out.splitlines() if line.startswith("python train.py")]
 
 
+@pytest.mark.slow
 def test_several_values_of_keys_make_a_grid(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweeps").mkdir()
