@@ -568,20 +568,26 @@ def named_entry(word: str) -> str:
         )
     if os.path.exists(word) or not SWEEPS.is_dir():
         return word
-    every = {os.path.relpath(path): path.stem for path in sorted(SWEEPS.rglob("*.toml"))}
-    wanted = f"/{word.removesuffix('.toml')}.toml"
-    found = [path for path in every if f"/{path}".endswith(wanted)]
+    found = entries_named(word)
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"{word}: several entries have this name, expected one of {listed(found)}")
     if "/" in word or "." in word:
         return word
+    every = {os.path.relpath(path): path.stem for path in sorted(SWEEPS.rglob("*.toml"))}
     close = [stem for stem in every.values() if stem.startswith(word)]
     close += difflib.get_close_matches(word, every.values(), 3, 0.5)
     near = [path for name in dict.fromkeys(close) for path in every if every[path] == name][:3]
     advice = f"did you mean {listed(near)}?" if near else "python train.py lists them"
     raise UserError(f"{word}: no such entry; {advice}")
+
+
+def entries_named(word: str) -> list[str]:
+    """The files in sweeps/ that a name may mean: maze_random, laptop/maze_random."""
+    wanted = f"/{word.removesuffix('.toml')}.toml"
+    every = map(os.path.relpath, sorted(SWEEPS.rglob("*.toml")))
+    return [path for path in every if f"/{path}".endswith(wanted)]
 
 
 def listed(names: list[str]) -> str:

@@ -45,6 +45,7 @@ from config import (
     SlurmConfig,
     UserError,
     add_keys,
+    entries_named,
     has_control_characters,
     hints,
     load_config,
@@ -118,11 +119,10 @@ def entry_files(paths: list[Path]) -> list[Path]:
     """The entries of files and folders. Raises UserError for a folder without one."""
     files = []
     for path in paths:
-        inside = []
-        if not path.is_dir():
-            inside = [Path(named_entry(str(path)))]
-        else:
+        if path.is_dir():
             inside = sorted(file for file in path.glob("*.toml") if file.name != "slurm.toml")
+        else:
+            inside = [Path(named_entry(str(path)))]
         if not inside:
             raise UserError(f"{path}: no entry in this folder, expected .toml files")
         files += inside
@@ -855,9 +855,17 @@ def launcher_parser():
 
 def config_classes(argv: list[str]) -> list[type]:
     """The configurations of all entries that a command line names: a class per task."""
-    paths = [Path(word) for word in argv if not word.startswith("-")]
-    files = [file for path in paths if path.is_dir() for file in entry_files([path])]
-    files += [path for path in paths if path.suffix == ".toml" and path.is_file()]
+    files = []
+    for word in argv:
+        path = Path(word)
+        if word.startswith("-"):
+            continue
+        if path.is_dir():
+            files += entry_files([path])
+        elif path.is_file():
+            files += [path] * (path.suffix == ".toml")
+        else:
+            files += map(Path, entries_named(word))
     given = hints([word for word in argv if word.startswith("--")])
     found = [train.Config.variant([*read_layers(file), *given]) for file in files]
     return list(dict.fromkeys(found)) or [train.Config.variant(given)]

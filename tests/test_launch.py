@@ -898,6 +898,12 @@ def fates(cluster):
     return folder
 
 
+def test_an_entry_is_known_by_its_name_with_the_keys_of_its_task(tmp_path, capsys):
+    words = ["--data.givens_max=17", "--local", "--dry-run", f"--out={tmp_path}"]
+    assert launch("sudoku_6x6", *words) == 0
+    assert "sweeps/laptop/sudoku_6x6.toml" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_finished_process_is_let_leave_and_another_is_stopped(finished, tmp_path):
     if finished:
