@@ -701,9 +701,11 @@ def read_known(out: Path) -> dict:
     """What --out holds already. Raises UserError for a file of another kind."""
     try:
         known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-        return known | {}
-    except (OSError, ValueError, TypeError, RecursionError):
-        raise UserError(f"--out {out}: is there and not of bench.py, expected another") from None
+    except (OSError, ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict):
+        raise UserError(f"--out {out}: is there and not of bench.py, expected another")
+    return known
 
 
 def run(args: argparse.Namespace) -> None:

@@ -224,6 +224,14 @@ def other_states(cfg, net, questions: np.ndarray, number: int) -> tuple:
 
 
 @torch.no_grad()
+def need_rules(task, inputs: np.ndarray, answers: np.ndarray, tries: int) -> None:
+    """Raises UserError for a task without rules: no answer of a try could be told from another."""
+    if "valid" not in task.score(inputs, answers):
+        raise UserError(
+            f"--tries {tries}: data.task = {task.name!r} has no rules, expected maze or sudoku"
+        )
+
+
 def try_rows(net, split, cfg, world, task, tries: int, rows: int = 0) -> dict:
     """What 1, 2, ... tries come to on the first `rows` (0: all) rows of a split.
 
@@ -597,11 +605,8 @@ def measure(trained: Trained, cfg, world, rows: int, tries: int = 1) -> dict:
     from train import digest
 
     task, net, dataset = cfg.task, trained.net, load_rows(trained, cfg)
-    one = slice(0, 1)
-    if tries > 1 and "valid" not in task.score(dataset.test.inputs[one], dataset.test.labels[one]):
-        raise UserError(
-            f"--tries {tries}: data.task = {task.name!r} has no rules, expected maze or sudoku"
-        )
+    if tries > 1:
+        need_rules(task, dataset.test.inputs[:1], dataset.test.labels[:1], tries)
     test = task.evaluate(net, dataset.test, cfg, world, rows=rows, progress="test")
     del test["verdict"]
     halting = test.pop("halting")

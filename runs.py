@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from config import FREE, UserError, below_sweeps, flat_tables, flatten, read_toml
+from config import FREE, SWEEPS, UserError, below_sweeps, flat_tables, flatten, read_toml
 
 
 class TrainingError(Exception):
@@ -152,6 +152,8 @@ def find_run(path: Path) -> Path:
     """The path of a run as it was given. Raises UserError, with what may be meant, for another."""
     if path.is_file() or (path / "best.pt").exists():
         return path
+    if path.name == "best.pt":
+        path = path.parent
     if not path.is_dir():
         raise UserError(f"{path}: no such run{meant_run(path)}")
     inside = [file.parent for file in path.glob("**/best.pt")]
@@ -167,7 +169,7 @@ def find_run(path: Path) -> Path:
 def meant_run(path: Path) -> str:
     """The run that a wrong path may mean, or the entry that makes it, as the end of a sentence."""
     advice = {}
-    for entry in sorted((Path(__file__).parent / "sweeps").glob("**/*.toml"), reverse=True):
+    for entry in sorted(SWEEPS.glob("**/*.toml"), reverse=True):
         train_it = f", train it first: python train.py {os.path.relpath(entry)}"
         advice |= dict.fromkeys([entry.stem, f"runs/{below_sweeps(entry)[1]}"], train_it)
     for file in sorted(Path("runs").glob("**/seed*/best.pt"), reverse=True):

@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from config import Parser, UserError, load_config, quiet_output
-from evaluate import load_official, other_states, refuse_official
+from evaluate import load_official, need_rules, other_states, refuse_official
 from layers import log_probabilities
 from runs import find_run
 from stats import visible
@@ -127,12 +127,9 @@ def try_again(t: Trace, cfg: Config, net, tries: int) -> Trace:
     """The trace of the first of at most `tries` tries whose answer keeps the rules, else `t`.
 
     t: the first try. The others take turns: another view of the puzzle, other first states.
-    Raises UserError for a task without rules: no answer could be told from another.
+    Raises UserError for a task without rules.
     """
-    if "valid" not in t.task.score(t.inputs[None], t.answers[-1:]):
-        raise UserError(
-            f"--tries {tries}: data.task = {t.task.name!r} has no rules, expected maze or sudoku"
-        )
+    need_rules(t.task, t.inputs[None], t.answers[-1:], tries)
     if t.kept():
         return replace(t, tries=f"the first one keeps the rules: {len(t.answers)} steps in all")
     first = f"the first one breaks the rules{where_wrong(t)}"

@@ -373,7 +373,7 @@ def load_init(net: torch.nn.Module, cfg: Config) -> dict:
     """
     path, kind = cfg.init_file, cfg.train.init_weights
     try:
-        find_run(Path(path).parent if Path(path).name == "best.pt" else Path(path))
+        find_run(Path(path))
         state = load(Path(path), "cpu", {"config", "step", "raw", "ema"})
         digest = digest_of_files(path)
     except UserError as e:

@@ -465,14 +465,12 @@ def solve_sudoku(question: str) -> str:
 
 def clash(tokens: np.ndarray, side: int) -> str:
     """ ": row 1 has 5 more than once", the first of the givens that clash; empty: none do."""
-    height, width = BOX[side]
-    grid = tokens.reshape(side, side)
-    boxes = grid.reshape(side // height, height, side // width, width).swapaxes(1, 2)
-    for name, units in ("row", grid), ("column", grid.T), ("box", boxes.reshape(side, side)):
-        for number, unit in enumerate(units, 1):
-            digits, counts = np.unique(unit[unit > 1] - 1, return_counts=True)
-            if (counts > 1).any():
-                return f": {name} {number} has {digits[counts > 1][0]} more than once"
+    for number, unit in enumerate(make_units(side)[0]):
+        given = tokens[unit]
+        digits, counts = np.unique(given[given > 1] - 1, return_counts=True)
+        if (counts > 1).any():
+            name = ("row", "column", "box")[number // side]
+            return f": {name} {1 + number % side} has {digits[counts > 1][0]} more than once"
     return ""
 
 

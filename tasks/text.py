@@ -50,12 +50,14 @@ def maze(text: str) -> Reading:
         )
     lines, words = without_frame(text.strip("\r\n").splitlines())
     if len(lines) == 1:
-        side = math.isqrt(len(lines[0]))
-        if side * side != len(lines[0]):
-            refuse_unknown(lines)
-            return Reading(plain(lines[0]), 0, f"one line of {len(lines[0])} cells")
-        lines = [lines[0][at : at + side] for at in range(0, len(lines[0]), side)]
+        count = len(lines[0])
+        side = math.isqrt(count)
+        is_square = side * side == count
+        if is_square:
+            lines = [lines[0][at : at + side] for at in range(0, count, side)]
         refuse_unknown(lines)
+        if not is_square:
+            return Reading(plain(lines[0]), 0, f"one line of {count} cells")
         return Reading(plain("".join(lines)), side, f"{side} columns, {side} rows; {legend(lines)}")
     if not words:  # empty lines around a maze may be free rows of it
         lines = text.splitlines()
