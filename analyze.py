@@ -1228,7 +1228,7 @@ def decide(roots: list[Path], out: Path) -> tuple[str, list[str]]:
     else:
         raise UserError(
             f"{', '.join(map(str, roots))}: no finished run of a task with rules, "
-            "expected entries such as sweeps/laptop/arc_E1v2.toml"
+            "expected entries such as sweeps/encoders_laptop/E1v2.toml"
         )
     names = names_of(runs)
     for run in runs:

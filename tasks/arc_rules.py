@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from config import SHARED
-from stats import interval, markdown, student, wilson
+from stats import clean, interval, markdown, shown, student, wilson
 
 LETTER = {"exact": "e", "cells": "a"}  # of the figures, in the plans
 PASS = 0.90  # exact from which an entry passes
@@ -124,6 +124,7 @@ def figures_of(folder: Path) -> dict[str, float]:
     loss_spread  standard deviation of the loss over the last 100 steps; lines of several steps
                  count as one
     exact_t80, exact_t90, cells_t80, cells_t90: see `time_to_threshold`
+    converged    the same for exact, less a point, at the end of training
     """
     lines = lines_of(folder)
     end = lines[-1]["step"] if lines else 0
@@ -134,6 +135,7 @@ def figures_of(folder: Path) -> dict[str, float]:
     for figure in ("exact", "cells"):
         for level in (80, 90):
             found[f"{figure}_t{level}"] = time_to_threshold(lines, figure, level / 100)
+    found["converged"] = time_to_threshold(lines, "exact", found["exact"] - 0.01)
     return found
 
 
@@ -517,12 +519,17 @@ def better(one: Cell, two: Cell, figure: str) -> tuple[bool | None, str]:
 HEADS = ("entry", "seeds", "steps", "train exact, late", "cells", "copying gets",
          "training tasks exact", "held-out exact", "with another task's context",
          "first at 90 %")  # fmt: skip
+# The comparison matrix of the recurrent encoder plan: how the cells of the table came to be.
+MATRIX = ("entry", "steps per example", "context variance", "encoder's share of the gradient",
+          "context moves per step", "first at 80 %", "first at 90 %",
+          "within a point of the end")  # fmt: skip
 
 
 def read(runs: list) -> str:
     """The whole report on finished runs (of analyze.load_runs)."""
     cells = cells_of(runs)
     text = markdown(list(HEADS), [row(cell) for cell in cells.values()])
+    text += markdown(list(MATRIX), [matrix_row(cell) for cell in cells.values()])
     for name, twin in SAME.items():
         if twin in cells:
             text.append(
@@ -578,7 +585,6 @@ def row(cell: Cell) -> list[str]:
     copying = [found["copy_cells"] for found in train]
     contexts = [found.get("context", {}) for found in held_out]
     swapped = [context["shuffled"] for context in contexts if "shuffled" in context]
-    time = cell.mean("exact_t90")
     return [
         cell.name,
         str(len(cell.seeds)),
@@ -589,8 +595,26 @@ def row(cell: Cell) -> list[str]:
         pooled(train),
         pooled(held_out),
         percent(float(np.mean(swapped))) if swapped else "-",
-        f"step {time:.0f}" if math.isfinite(time) else "never",
+        first_at(cell, "exact_t90"),
     ]
+
+
+def matrix_row(cell: Cell) -> list[str]:
+    """The columns of MATRIX. Nets without an encoder, or without a carry, have no such figures."""
+    figures = ["encoder_variance", "encoder_gradient_share", "encoder_carry_change"]
+    middle = [cell.mean(figure) for figure in ("steps_at_halt", *figures)]
+    ends = [first_at(cell, figure) for figure in ("exact_t80", "exact_t90", "converged")]
+    return [cell.name, *(shown(clean(value), ".3g") for value in middle), *ends]
+
+
+def first_at(cell: Cell, figure: str) -> str:
+    """step 2460 (2 of 3 seeds): the mean over the seeds that get there, or never."""
+    steps = cell.figures.get(figure, [])
+    reached = [step for step in steps if math.isfinite(step)]
+    if not reached:
+        return "never"
+    part = "" if len(reached) == len(steps) else f" ({len(reached)} of {len(steps)} seeds)"
+    return f"step {np.mean(reached):.0f}{part}"
 
 
 def pooled(found: list[dict]) -> str:

@@ -97,7 +97,7 @@ class ArcConfig:
             yield empty, "a folder, as the other one names one"
         for key in ("train", "test"):
             source = getattr(self, key)
-            if source and not all(map(str.strip, source.split(","))):
+            if source and not all(sources_of(source)):
                 yield key, "a folder before and behind every comma: an empty one means this one"
         for key, most in MOST.items():
             if getattr(self, key) > most:
@@ -135,7 +135,7 @@ def read_tasks(source: str) -> list[ArcTask]:
     """
     tasks: dict[str, ArcTask] = {}
     found_in: dict[str, str] = {}
-    for one in source.split(","):
+    for one in sources_of(source):
         entries = read_source(one)
         for name, where, value in entries:
             if name in tasks:
@@ -145,6 +145,11 @@ def read_tasks(source: str) -> list[ArcTask]:
                 )
             tasks[name], found_in[name] = read_task(name, value, where), where
     return [tasks[name] for name in sorted(tasks)]
+
+
+def sources_of(text: str) -> list[str]:
+    """ "a, b" -> ["a", "b"]; of an empty text there is one, the empty one."""
+    return [source.strip() for source in text.split(",")]
 
 
 def read_source(source: str) -> Iterator[tuple[str, str, object]]:

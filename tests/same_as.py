@@ -94,23 +94,29 @@ CASES = {  # name -> entry below sweeps/ and the options that make it small
         f"{ROWS} --plan.one_token=true --plan.residual=true --plan.feedback=both --plan.hold=1"
         " --model.multiple=1 --model.positions=none --data.plant=double_integrator",
     ),  # fmt: skip
-    "arc_embed": ("laptop/arc_E0v2.toml", ARC),
-    "arc_standard": ("laptop/arc_E1v2.toml", READER),
-    "arc_decoder": ("laptop/arc_E0b.toml", f"{READER} --encoder.decoder=arc_embed/seed0"),
+    "arc_embed": ("encoders_laptop/E0v2.toml", ARC),
+    "arc_standard": ("encoders_laptop/E1v2.toml", READER),
+    "arc_decoder": ("recurrent_laptop/E0b.toml", f"{READER} --encoder.decoder=arc_embed/seed0"),
     "arc_lpn_var": (
         "encoders_debug/E3_lpn_var.toml",
         f"{READER} --model.prefix=4 --encoder.small=32 --arc.augmentations=2",
     ),
     "arc_hybrid": (
-        "laptop/arc_E1v2.toml",
+        "encoders_laptop/E1v2.toml",
         f"{READER} --encoder.kind=hybrid_variational --arc.mode=loo --arc.drop_demos=true",
     ),
-    "arc_cells": ("laptop/arc_E1v2.toml", f"{READER} --encoder.kind=cells --model.prefix=150"),
+    "arc_cells": ("encoders_laptop/E1v2.toml", f"{READER} --encoder.kind=cells --model.prefix=150"),
     "arc_one_hot": ("encoders_debug/one_hot.toml", f"{ARC} --model.prefix=4"),
     "arc_trm_style": (
         "recurrent/trm_style.toml",
         f"{READER} --encoder.decoder= --model.prefix=4 --encoder.freeze_decoder_steps=4",
     ),
+}
+
+MOVED = {  # entry of today -> where older commits have it
+    "encoders_laptop/E0v2.toml": "laptop/arc_E0v2.toml",
+    "encoders_laptop/E1v2.toml": "laptop/arc_E1v2.toml",
+    "recurrent_laptop/E0b.toml": "laptop/arc_E0b.toml",
 }
 
 # Cases whose numbers were changed on purpose since the refactoring, and why.
@@ -146,13 +152,16 @@ EXPECTED = {
 def train(code: Path, work: Path, name: str) -> Path:
     """Run a case with the code in a folder; the run folder."""
     entry, options = CASES[name]
+    path = code / "sweeps" / entry
+    if not path.exists():
+        path = code / "sweeps" / MOVED[entry]
     folder = work / name
     if not (folder / "seed0" / "summary.json").exists():
         work.mkdir(parents=True, exist_ok=True)
         words = [
             sys.executable,
             str(code / "train.py"),
-            str(code / "sweeps" / entry),
+            str(path),
             f"--out={work / '.runs' / name}",
             *COMMON.split(),
             *options.split(),

@@ -220,7 +220,7 @@ def test_other_bad_sources_are_one_sentence(tmp_path):
         match="b.Concept.task00.json: task 'task00' is in .*a.Concept.task00.json already, "
         "expected ids that occur once",
     ):
-        read_tasks(f"{tmp_path / 'a'},{tmp_path / 'b'}")
+        read_tasks(f"{tmp_path / 'a'}, {tmp_path / 'b'}")
 
 
 # ---------------------------------------------------------------- canvas

@@ -187,10 +187,10 @@ WRONG = [
     ("control/van_der_pol.toml", "--plan.hold=7"),
     ("control/van_der_pol.toml", "--data.plant=bicycle"),
     ("control/van_der_pol.toml", "--model.prefix=2"),
-    ("laptop/arc_E1v2.toml", "--encoder.kind=lookup"),
-    ("laptop/arc_E1v2.toml", "--arc.side=2"),
-    ("laptop/arc_E1v2.toml", "--data.size=9"),
-    ("laptop/arc_E0v2.toml", "--encoder.layers=3"),
+    ("encoders_laptop/E1v2.toml", "--encoder.kind=lookup"),
+    ("encoders_laptop/E1v2.toml", "--arc.side=2"),
+    ("encoders_laptop/E1v2.toml", "--data.size=9"),
+    ("encoders_laptop/E0v2.toml", "--encoder.layers=3"),
     ("grid/lights_out.toml", "--data.size=five"),
 ]
 

@@ -244,6 +244,21 @@ def test_figures_are_means_over_late_lines_and_seeds(tmp_path):
     assert "(80.0 % to 100.0 %)" in text and "n = 2 x 40" in text and "n = 1 x 40" in text
 
 
+def test_the_matrix_says_how_the_cells_came_to_be(tmp_path):
+    found = cells(tmp_path, {"E0a": [0.95, 0.85], "E0b": [0.6, 0.5]}, encoder_variance=0.25)
+    lines = rules.read(analyze.load_runs([tmp_path])).splitlines()
+    head = "| " + " | ".join(rules.MATRIX) + " |"
+    assert head in lines
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in lines[lines.index(head) :]}
+    a, b = (dict(zip(rules.MATRIX, rows[f"| {name}"], strict=True)) for name in ("E0a", "E0b"))
+    assert a["context variance"] == "0.25"
+    assert a["steps per example"] == "-"  # these made-up runs do not tell
+    assert a["first at 90 %"].endswith("(1 of 2 seeds)")
+    assert b["first at 80 %"] == "never"
+    assert found["E0a"].mean("converged") <= 1000
+    assert rules.first_at(found["E0a"], "exact_t80").startswith("step ")
+
+
 def test_other_budgets_and_configurations_are_pointed_out(tmp_path):
     (
         fake(tmp_path / "E0v2/seed0", 0.9),
@@ -350,16 +365,14 @@ def load(path: str) -> Config:
 
 
 def test_every_entry_of_the_plans_is_there():
-    assert {f"{n}.toml" for n in rules.DEBUG} <= {
-        p.name for p in (SWEEPS / "encoders_debug").iterdir()
-    }
-    assert {f"{n}.toml" for n in rules.RECURRENT} <= {
-        p.name for p in (SWEEPS / "recurrent").iterdir()
-    }
-    assert not any((SWEEPS / "recurrent" / f"{n}.toml").exists() for n in rules.SAME)
-    assert {f"arc_{n}.toml" for n in ("E0v2", "E1v2", "E_diag1", "E0a", "E0b")} <= {
-        p.name for p in (SWEEPS / "laptop").iterdir()
-    }
+    for folders, names in (
+        (("encoders_debug", "encoders_laptop"), rules.DEBUG),
+        (("recurrent", "recurrent_laptop"), rules.RECURRENT),
+    ):
+        for folder in folders:
+            there = {path.stem for path in (SWEEPS / folder).iterdir()}
+            assert set(names) <= there, folder
+            assert not there & set(rules.SAME), folder
 
 
 def test_sweeps_have_equal_budgets_and_short_warm_ups():
@@ -375,12 +388,17 @@ def test_sweeps_have_equal_budgets_and_short_warm_ups():
                     cfg.arc.val_tasks,
                     cfg.arc.targets,
                 ) == (steps, 32, 32, 0, "queries"), path
-    for name in ("E0v2", "E1v2", "E_diag1"):
-        cfg = load(f"laptop/arc_{name}.toml")
-        assert (
-            cfg.train.steps == load("laptop/arc_E1v2.toml").train.steps
-            and cfg.train.warmup <= 0.1 * cfg.train.steps
-        )
+    for folder, steps in (("encoders_laptop", 3000), ("recurrent_laptop", 4000)):
+        for path in (SWEEPS / folder).glob("*.toml"):
+            cfg = load(f"{folder}/{path.name}")
+            assert cfg.train.steps == steps, path
+            assert cfg.train.warmup <= 0.1 * cfg.train.steps, path
+            assert cfg.arc == dataclasses.replace(
+                load("encoders_laptop/E1v2.toml").arc,
+                mode=cfg.arc.mode,
+                targets=cfg.arc.targets,
+                demos=cfg.arc.demos,
+            ), path
 
 
 OVERRIDES = {
@@ -438,3 +456,29 @@ def test_entries_differ_from_their_base_by_what_the_plans_say(folder, base, over
         b.train.lr,
     ) == ("recurrent_standard", 16, 0.5, 1.0, 256, 1e-4)
     assert dataclasses.asdict(load("encoders_debug/E1v2.toml").encoder)["kind"] == "standard"
+
+
+ELSEWHERE = {  # what the laptop twins have in their base, or the other way round
+    "E0v2": {"encoder.layers", "encoder.heads", "encoder.positions", "encoder.norm_place",
+             "encoder.multiple", "encoder.expansion", "train.puzzle_lr", "arc.targets"},
+    "E1b": {"encoder.norm_place"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "full, small, base, names",
+    [
+        ("encoders_debug", "encoders_laptop", "E1v2", rules.DEBUG),
+        ("recurrent", "recurrent_laptop", "E0b", rules.RECURRENT),
+        ("recurrent", "recurrent_laptop", "E0b", ["trm_style"]),
+    ],
+)
+def test_a_laptop_twin_changes_what_the_entry_of_full_size_changes(full, small, base, names):
+    def changed(folder: str, name: str) -> set[str]:
+        of_base = flatten(load(f"{folder}/{base}.toml"))
+        of_entry = flatten(load(f"{folder}/{name}.toml"))
+        return {key for key in of_base if of_base[key] != of_entry[key]} - {"hypothesis"}
+
+    for name in names:
+        differ = changed(full, name) ^ changed(small, name)
+        assert differ <= ELSEWHERE.get(name, set()), (name, differ)
