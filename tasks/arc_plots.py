@@ -35,6 +35,7 @@ def write(out: Path, runs: list) -> list[str]:
     figures = {
         "arc_curves": plot_curves(entries, lines),
         "arc_health": plot_health(entries, lines),
+        "arc_carry": plot_carry(entries),
         "arc_demos": plot_demos(entries),
     }
     for name, members in entries.items():
@@ -148,6 +149,35 @@ def plot_health(entries: Entries, lines: Lines) -> Figure | None:
         ax.set_xlabel("training step")
     keys = {"title": "entry (seeds)", "title_fontsize": 9, "fontsize": 9, "frameon": False}
     fig.legend(handles.values(), handles.keys(), loc="outside right upper", **keys)
+    return fig
+
+
+def plot_carry(entries: Entries) -> Figure | None:
+    """How far recurrent encoders still move their state, step by step, on held-out tasks.
+
+    None without a recurrent encoder.
+    """
+    moves = {}
+    for name, members in entries.items():
+        reports = [run.summary.get("arc", {}).get("test", {}) for run in members]
+        seeds = [report["carry_change"] for report in reports if report.get("carry_change")]
+        if seeds:
+            moves[name] = [own for own in seeds if len(own) == len(seeds[0])]
+    if not moves:
+        return None
+    fig = Figure(figsize=(7.5, height(len(moves))), layout="constrained", dpi=130)
+    ax = fig.subplots()
+    for k, (name, seeds) in enumerate(moves.items()):
+        look = style(k)
+        steps = np.arange(2, len(seeds[0]) + 2)
+        for own in seeds:
+            ax.plot(steps, own, color=look["color"], lw=0.8, alpha=0.35)
+        text = f"{name} ({seed_count(len(seeds))})"
+        ax.plot(steps, np.mean(seeds, axis=0), lw=2, ms=5, label=text, **look)
+    ax.set(xlabel="supervision step", ylabel="relative change of the carried state", ylim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    plain(ax)
+    legend(ax, len(moves), loc="upper right")
     return fig
 
 

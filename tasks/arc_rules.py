@@ -521,7 +521,7 @@ HEADS = ("entry", "seeds", "steps", "train exact, late", "cells", "copying gets"
          "first at 90 %")  # fmt: skip
 # The comparison matrix of the recurrent encoder plan: how the cells of the table came to be.
 MATRIX = ("entry", "steps per example", "context variance", "encoder's share of the gradient",
-          "context moves per step", "first at 80 %", "first at 90 %",
+          "context moves per step", "at rest after steps", "first at 80 %", "first at 90 %",
           "within a point of the end")  # fmt: skip
 
 
@@ -603,6 +603,9 @@ def matrix_row(cell: Cell) -> list[str]:
     """The columns of MATRIX. Nets without an encoder, or without a carry, have no such figures."""
     figures = ["encoder_variance", "encoder_gradient_share", "encoder_carry_change"]
     middle = [cell.mean(figure) for figure in ("steps_at_halt", *figures)]
+    held_out = [summary.get("arc", {}).get("test", {}) for summary in cell.summaries]
+    rest = [found["convergence_steps"] for found in held_out if "convergence_steps" in found]
+    middle.append(float(np.mean(rest)) if rest else math.nan)
     ends = [first_at(cell, figure) for figure in ("exact_t80", "exact_t90", "converged")]
     return [cell.name, *(shown(clean(value), ".3g") for value in middle), *ends]
 

@@ -325,6 +325,32 @@ def test_analyze_prints_the_rules_and_draws(tmp_path, capsys):
     assert arc_plots.TOKENS.N == 12
 
 
+def test_the_carry_of_recurrent_encoders_is_drawn_step_by_step(tmp_path):
+    def carried(folder: Path, moves: list[float], rest: float, seed: int) -> None:
+        path = fake(folder, 0.9, seed) / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["arc"]["test"] |= {"carry_change": moves, "convergence_steps": rest}
+        path.write_text(json.dumps(summary))
+
+    carried(tmp_path / "E0b/seed0", [0.5, 0.2, 0.1], 5.0, 0)
+    carried(tmp_path / "E0b/seed1", [0.7, 0.4, 0.0], 4.0, 1)
+    fake(tmp_path / "E0a/seed0", 0.9)
+    runs = analyze.load_runs([tmp_path])
+    ax = arc_plots.plot_carry(arc_plots.by_entry(runs)).axes[0]
+    mean = next(line for line in ax.lines if line.get_label() == "E0b (2 seeds)")
+    assert mean.get_xdata().tolist() == [2, 3, 4]
+    np.testing.assert_allclose(mean.get_ydata(), [0.6, 0.3, 0.05])
+    assert len(ax.lines) == 3  # the seeds and their mean; E0a carries nothing
+    found = rules.cells_of(runs)
+    at = rules.MATRIX.index("at rest after steps")
+    assert rules.matrix_row(found["E0b"])[at] == "4.5"
+    assert rules.matrix_row(found["E0a"])[at] == "-"
+    assert (
+        arc_plots.plot_carry(arc_plots.by_entry([r for r in runs if "E0a" in str(r.folder)]))
+        is None
+    )
+
+
 def test_rules_without_arc_runs_are_one_sentence(tmp_path, capsys):
     from test_analyze import fake as other
 
