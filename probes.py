@@ -23,7 +23,14 @@ Test-time training, a mode of its own: for each held-out task the net starts fro
 checkpoint and learns on that task's demonstrations alone, each asked with the others shown (with a
 puzzle embedding: each asked), under the run's augmentations. Its queries are asked after so many
 steps, then the net is reset. Writes adapt.json. Its figures are never to be mixed with those of a
-net that does not learn at test time, which stand at 0 steps. Exit codes: 0 done, 2 bad input.
+net that does not learn at test time, which stand at 0 steps.
+
+    python probes.py imitate RUN --against EMBEDDING_RUN [--steps 1000] [--lr 1e-3]
+
+Can an encoder say what the net is known to understand? The encoder of a run, and a linear map of
+its context, learn the puzzle embedding of another run from the demonstrations of its training
+tasks. Then that run's net is asked with what was imitated, on training tasks and held-out ones.
+Writes imitate.json. Exit codes: 0 done, 2 bad input.
 """
 
 import config as _config  # noqa: F401, I001  first: it says so where packages are missing
@@ -32,20 +39,21 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import trange
 
 import data
 from config import Parser, UserError, flatten, quiet_output
 from model import Carry, Output
 from runs import TrainingError, World, make_world, write_text
 from tasks import episodes
-from tasks.arc_report import ablation, score, solve, some_trained
+from tasks.arc_report import ablation, score, solve, some_trained, trained
 from tasks.conditioned import Conditioned
 from train import Config, load_run, make_run, train_step
 
@@ -396,6 +404,79 @@ def train_to(run, dataset: data.Dataset, steps: list[int]) -> Iterator[int]:
         feed.close()
 
 
+# ---------------------------------------------------------------- known embeddings
+
+
+def imitate(folder: Path, against: Path, steps: int = 1000, lr: float = 1e-3) -> dict:
+    """What a net makes of its puzzle embedding, and of an encoder's imitation of it.
+
+    {"train": {...}, "test": {...}}, each with exact "known" and "imitated", n, and "explained": the
+    share of the embedding's variance over training tasks that the imitation has.
+    """
+    cfg, net = load_arc_run(folder)
+    if not isinstance(net, Conditioned) or cfg.arc.mode == "embed":
+        raise UserError(f"{folder}: its net reads no demonstrations, expected one with an encoder")
+    puzzle_embeddings(against, net)  # or it says what is wrong
+    known_cfg, known = load_arc_run(against)
+    ds, known_ds = data.load(cfg).arc, data.load(known_cfg).arc
+    own, theirs = by_name(ds), by_name(known_ds)
+    if any(names(ds, own[side]) != names(known_ds, theirs[side]) for side in own):
+        raise UserError(f"{against}: has other tasks than {folder}, expected the same")
+    batch = {side: one_query_each(queries(ds, cfg, tasks)) for side, tasks in own.items()}
+    # The rows of the tasks as they are. Held-out ones have never been trained.
+    place = {side: tasks * known_cfg.arc.augmentations for side, tasks in theirs.items()}
+    rows = known.puzzles.detach()[place["train"]]
+    says = learn_rows(net, batch["train"], rows, steps, lr)
+    asked = {side: queries(known_ds, known_cfg, tasks) for side, tasks in theirs.items()}
+    found = {side: {"known": solved(known, known_cfg, asked[side])["exact"]} for side in asked}
+    with torch.no_grad():
+        for side in asked:
+            known.puzzles[place[side]] = says(batch[side])
+    error = (known.puzzles.detach()[place["train"]] - rows).square().mean()
+    found["train"]["explained"] = float(1 - error / rows.var(0, correction=0).mean())
+    for side in asked:
+        found[side] |= {"imitated": solved(known, known_cfg, asked[side])["exact"]}
+        found[side]["n"] = len(asked[side]["task"])
+    return found
+
+
+def by_name(ds: episodes.ArcData) -> dict[str, np.ndarray]:
+    """The tasks of both sides, ordered by their names."""
+    sides = {"train": trained(ds), "test": ds.test}
+    return {side: tasks[np.argsort(names(ds, tasks))] for side, tasks in sides.items()}
+
+
+def names(ds: episodes.ArcData, tasks: np.ndarray) -> list[str]:
+    return [ds.tasks[task].id for task in tasks]
+
+
+def one_query_each(rows: Rows) -> dict[str, Tensor]:
+    """The first query of every task, with its demonstrations. Tasks keep their order."""
+    first = np.unique(rows["task"], return_index=True)[1]
+    return {name: data.tensor(values[np.sort(first)]) for name, values in rows.items()}
+
+
+def learn_rows(
+    net: Conditioned, batch: dict[str, Tensor], rows: Tensor, steps: int, lr: float
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Teaches the encoder to say these rows (N, D). Returns what it says of a batch."""
+    encoder = net.encoder
+    scale = rows.std()  # after a short training the rows are small
+    head = torch.nn.Linear(net.cfg.prefix * net.cfg.dim, net.cfg.dim)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr)
+
+    def says(batch: dict[str, Tensor]) -> Tensor:
+        fresh = torch.ones(len(batch["task"]), dtype=torch.bool)
+        context, _, _ = encoder(batch, encoder.reset(None, fresh), None)
+        return scale * head(context.float().flatten(1))
+
+    for _ in trange(steps, desc="imitate", unit="step", leave=False):
+        optimizer.zero_grad()
+        (F.mse_loss(says(batch), rows) / scale**2).backward()
+        optimizer.step()
+    return says
+
+
 # ---------------------------------------------------------------- words
 
 
@@ -446,6 +527,18 @@ def adapt_words(folder: Path, found: dict) -> str:
     return "\n".join(lines)
 
 
+def imitate_words(folder: Path, against: Path, found: dict) -> str:
+    """imitate.json as lines to read."""
+    explained = 100 * found["train"]["explained"]
+    lines = [f"{folder}: {explained:.1f} % of the variance of {against}'s embedding is imitated"]
+    for side, part in found.items():
+        lines.append(
+            f"  {side:5} exact {100 * part['known']:.1f} % with the embedding, "
+            f"{100 * part['imitated']:.1f} % with its imitation (n = {part['n']})"
+        )
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -474,6 +567,24 @@ def adapt_command(argv: list[str]) -> None:
     print(adapt_words(args.run, found))
 
 
+def imitate_command(argv: list[str]) -> None:
+    parser = Parser("probes.py imitate", __doc__)
+    parser.add_argument("run", type=Path, help="a run folder of data.task = 'arc', with an encoder")
+    parser.add_argument(
+        "--against", type=Path, required=True, help="a run with a puzzle embedding, same tasks"
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: 1000)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 1e-3)")
+    args = parser.parse_args(argv)
+    if args.steps < 1 or args.lr <= 0:
+        parser.error(f"--steps {args.steps} --lr {args.lr}: expected numbers above 0")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found = imitate(args.run, args.against, args.steps, args.lr)
+    write_text(args.run / "imitate.json", json.dumps(found, indent=1) + "\n")
+    print(imitate_words(args.run, args.against, found))
+
+
 def probe_command(argv: list[str]) -> None:
     parser = Parser("probes.py", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of data.task = 'arc'")
@@ -490,6 +601,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[:1] == ["adapt"]:
             adapt_command(argv[1:])
+        elif argv[:1] == ["imitate"]:
+            imitate_command(argv[1:])
         else:
             probe_command(argv)
     except (UserError, TrainingError) as e:

@@ -370,6 +370,42 @@ def test_probes_compare_with_an_embedding(run, tmp_path):
     assert probes.main([str(run[0]), "--against", str(run[0])]) == 2
 
 
+def test_an_encoder_imitates_known_embeddings(run, tmp_path, capsys, monkeypatch):
+    arc = {"mode": "embed", "rules": "moves+colours", "rule_queries": 2}
+    known = tmp_path / "seed0"
+    tiny.run(known, **tables("none", {"train": {"steps": 3}, "arc": arc}))
+    tables_asked, solved = [], probes.solved
+
+    def look(net, cfg, rows):
+        tables_asked.append(net.puzzles.detach().clone())
+        return solved(net, cfg, rows)
+
+    monkeypatch.setattr(probes, "solved", look)
+    words = ["imitate", str(run[0]), "--against", str(known), "--steps", "300", "--lr", "0.003"]
+    assert probes.main(words) == 0
+    assert "is imitated" in capsys.readouterr().out
+    found = json.loads((run[0] / "imitate.json").read_text())
+    assert set(found["train"]) == {"known", "imitated", "explained", "n"}
+    assert set(found["test"]) == {"known", "imitated", "n"}
+    assert 0.99 < found["train"]["explained"] <= 1
+    rows, imitated = tables_asked[0], tables_asked[-1]
+    trained_rows = rows.any(1)
+    assert 0 < trained_rows.sum() < len(rows)
+    torch.testing.assert_close(
+        imitated[trained_rows], rows[trained_rows], rtol=0, atol=0.3 * rows.std()
+    )
+    assert imitated[~trained_rows].any(1).sum() >= found["test"]["n"] / 2  # two queries a task
+    assert probes.imitate(run[0], known, 1)["train"]["explained"] < 0.5
+    for wrong in ([str(known), "--against", str(known)], [str(run[0]), "--against", str(run[0])]):
+        assert probes.main(["imitate", *wrong]) == 2
+    assert probes.main([*words[:4], "--steps", "0"]) == 2
+    others = tmp_path / "others/seed0"
+    tiny.run(others, **tables("none", {"train": {"steps": 3}, "arc": arc | {"seed": 5}}))
+    capsys.readouterr()
+    assert probes.main(["imitate", str(run[0]), "--against", str(others)]) == 2
+    assert "has other tasks" in capsys.readouterr().err
+
+
 def test_probes_notice_a_sampling_encoder(tmp_path):
     folder = tmp_path / "seed0"
     changes = {"train": {"steps": 2}, "encoder": {"normalize": False}}
