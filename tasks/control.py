@@ -137,7 +137,8 @@ class Control(Task):
     def report(self, net, dataset: Dataset, cfg, world) -> tuple[dict, dict]:
         from tasks.planner import full_report
 
-        return {"control": full_report(net, dataset.test.rows, cfg.data.seed)}, {}
+        found = full_report(net, dataset.test.rows, dataset.train.rows, cfg.data.seed)
+        return {"control": found}, {}
 
     def sentence(self, summary: dict) -> str:
         test = summary["test"]

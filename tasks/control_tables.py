@@ -29,6 +29,7 @@ from stats import (
     markdown,
     paired,
     percent,
+    spikes,
     student,
 )
 from tasks.control import ControlConfig, to_optimum
@@ -56,6 +57,7 @@ QUESTIONS = {
     "fixed_inits_only": "Q5: Do fixed initial states help?",
 }
 ALL_FEATURES = "full_trm"  # the entry that has all of them
+THE_SEVEN = ("baseline", *QUESTIONS, ALL_FEATURES)  # the configurations of the plan
 COMPARED = ("helps", "hurts", "not shown")  # verdicts on entries that have a baseline
 # How a plan is carried out: see control_report.report.
 LOOPS = (
@@ -114,6 +116,10 @@ def describe(g, base) -> dict:
         "mse": mean(test["mse"] for test in tests),
         "ms_per_plan": float(np.median([report["ms_per_plan"] for report in reports])),
     }
+    known = all("train_mse" in report for report in reports)
+    row["train_mse"] = mean(report["train_mse"] for report in reports) if known else math.nan
+    row["settled"] = mean(settled(run.train["step"], run.train["loss"]) for run in g.runs)
+    row["jumps"] = mean(spikes(run.train["loss"]) for run in g.runs)
     row["primary"], row["primary_half"] = spread([test["primary"] for test in tests])
     row["to_optimum"] = mean(to_optimum(test) for test in tests)
     for loop in LOOPS:
@@ -130,6 +136,11 @@ def describe(g, base) -> dict:
 def best_loss(g) -> float:
     """The lowest training loss of a log line, mean over seeds."""
     return mean(run.train["loss"].min() for run in g.runs)
+
+
+def settled(steps: np.ndarray, loss: np.ndarray) -> float:
+    """Convergence speed: the first step whose training loss is within a tenth of the lowest."""
+    return float(steps[np.argmax(loss <= 1.1 * loss.min())])
 
 
 def loop_means(loop: str, seeds: list[dict]) -> dict:
@@ -275,7 +286,8 @@ def in_words(row: dict) -> str:
 
 def best_of(compared: list[dict]) -> str:
     """The entry that is lowest, and which ones beat the baseline."""
-    ranked = sorted(compared, key=lambda row: row["difference"])
+    seven = [row for row in compared if short(row["entry"]) in THE_SEVEN]
+    ranked = sorted(seven or compared, key=lambda row: row["difference"])
     first = ranked[0]
     helpful = [row["entry"] for row in ranked if row["verdict"] == "helps"]
     verdict = "No entry beats the baseline by the rule, so there is no best combination to name."
@@ -311,6 +323,9 @@ ENTRY_COLUMNS = {
     "final loss": lambda row: number(row["final_loss"]),
     "best loss": lambda row: number(row["best_loss"]),
     "improvement %": lambda row: number(row.get("improvement_percent"), "+.1f"),
+    "settled at step": lambda row: number(row["settled"], ".0f"),
+    "jumps of the loss": lambda row: number(row["jumps"], ".1f"),
+    "mse on test / training rows": lambda row: number(row["mse"] / row["train_mse"], ".2f"),
     "parameters": lambda row: f"{row['parameters']:,}",
     "log10(J/J* - 1)": plus_minus,
     "difference to baseline (95 %)": difference,
@@ -348,7 +363,8 @@ def policy_columns(far: str, near: str) -> dict[str, Callable]:
 
 NOTES = (
     "Loss: mean over a log line's steps, on training rows; improvement of the best one over the "
-    "baseline's. Everything else: test rows. J*: best plan known within the bound. "
+    "baseline's. Settled: within a tenth of the best loss. Jumps: above 1.5 times the median of "
+    "the ten lines before. Everything else: test rows. J*: best plan known within the bound. "
     "log10(J/J* - 1): -2 is one per cent above it; ± half of the 95 % interval over seeds. "
     "The verdict is by the paired difference, lower is better."
 )
@@ -396,6 +412,8 @@ class Study:
 
     def result(self) -> dict:
         """For ablation_analysis.json."""
+        seven = [row for row in self.rows if short(row["entry"]) in THE_SEVEN]
+        best = (seven or self.rows)[0]
         single = [row for row in self.rows if short(row["entry"]) in QUESTIONS]
         single.sort(key=lambda row: -row.get("improvement_percent", -math.inf))
         impacts = [
@@ -408,7 +426,7 @@ class Study:
         ]
         return {
             "configs": {row["entry"]: row for row in self.rows},
-            "best_config": self.rows[0]["entry"],
+            "best_config": best["entry"],
             "references": self.others,
             "feature_impacts": impacts,
         }

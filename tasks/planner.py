@@ -34,6 +34,7 @@ from tasks.control_report import (
     closed_loop,
     figures,
     finite,
+    plan_of,
     primary,
     report,
     squared_error,
@@ -611,16 +612,22 @@ def evaluate_plans(net: Planner, rows: dict[str, np.ndarray]) -> dict:
     }
 
 
-def full_report(net: Planner, rows: dict[str, np.ndarray], seed: int) -> dict:
-    """Everything that summary.json says besides.
+def full_report(
+    net: Planner, rows: dict[str, np.ndarray], train: dict[str, np.ndarray], seed: int
+) -> dict:
+    """Everything that summary.json says besides, of the test rows but where it says otherwise.
 
     "open", "every_1", ...    see control_report.report
+    "train_mse"               as "mse" of "open", of as many training rows
     "cycles"                  see cycle_report
     "wide"                    the same report for starts beyond the training range
     "ms_per_plan"             time to plan one row
     """
     net.eval()
     found = report(net.plant, policy(net), rows)
+    some = {key: values[: len(rows["costs"])] for key, values in train.items()}
+    plan = plan_of(net.plant, policy(net), some["initial_states"], some["target_states"])
+    found["train_mse"] = squared_error(clip(net.plant, plan), some)
     found["cycles"] = cycle_report(net, rows)
     wide = generate(net.plant, min(300, len(rows["costs"])), "wide", seed)
     found["wide"] = report(net.plant, policy(net), wide, every=(REPLAN,), disturbed=REPLAN)

@@ -132,6 +132,31 @@ def test_improvement_is_the_documents():
     assert row["final_loss"] == 0.6
 
 
+def test_speed_steadiness_and_gap_are_columns():
+    falling = [1.0] * 11 + [0.4, 3.0, 0.21, 0.2, 0.2]
+    x = group("x", [-2.0, -2.1], losses=falling)
+    for run, error in zip(x.runs, (0.04, 0.06)):
+        run.summary["control"]["train_mse"] = error
+    row = control_tables.describe(x, BASE)
+    assert row["settled"] == 13  # the first within a tenth of 0.2
+    assert row["jumps"] == 1  # to 3.0
+    columns = {name: cell(row) for name, cell in control_tables.ENTRY_COLUMNS.items()}
+    assert columns["settled at step"] == "13"
+    assert columns["jumps of the loss"] == "1.0"
+    assert columns["mse on test / training rows"] == "2.00"  # 0.1 over 0.05
+    older = control_tables.describe(BASE, BASE)
+    assert control_tables.ENTRY_COLUMNS["mse on test / training rows"](older) == "-"
+
+
+def test_the_best_configuration_is_one_of_the_seven():
+    named = [("single_pass", -3.0), ("swiglu_only", -2.5), ("full_trm", -2.2)]
+    rows = [control_tables.describe(group(name, [p, p - 0.1]), BASE) for name, p in named]
+    assert control_tables.best_of(rows).startswith("Lowest: swiglu_only")
+    assert control_tables.best_of(rows[:1]).startswith("Lowest: single_pass")
+    study = control_tables.Study(None, [], None, rows, [], {})
+    assert study.result()["best_config"] == "swiglu_only"
+
+
 @pytest.mark.parametrize("name", ["to_optimum", "cells"])
 def test_older_folders_call_the_ratio_cells(name):
     row = control_tables.describe(group("x", [-1.0, -1.0], ratio=name), None)

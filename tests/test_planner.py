@@ -560,7 +560,7 @@ def test_a_run_reports_what_a_control_reader_expects(run):
     control = summary["control"]
     disturbed = {"open_noise", "open_less", "open_more"}
     # The target is to be met at step N: no closed loop.
-    assert set(control) == {"open", "wide", "cycles", "ms_per_plan"} | disturbed
+    assert set(control) == {"open", "wide", "cycles", "ms_per_plan", "train_mse"} | disturbed
     assert [cycle["cycle"] for cycle in control["cycles"]] == list(range(8))
     assert [cycle["trained"] for cycle in control["cycles"]] == [True] * 3 + [False] * 5
     assert summary["data"]["baseline_is"] == "doing nothing"
@@ -654,7 +654,11 @@ def test_rows_from_files(tmp_path):
 
 def test_a_report_covers_closed_loops_and_starts_out_of_range():
     net = make(PlanConfig(hold=10), VDP)
-    found = full_report(net, plants.generate(VDP, 4, "test", 0), 0)
+    train = plants.generate(VDP, 6, "train", 0)
+    found = full_report(net, plants.generate(VDP, 4, "test", 0), train, 0)
+    plan = policy(net)(train["initial_states"][:4], train["target_states"][:4])  # as many as tested
+    error = plants.clip(VDP, plan) - train["control_sequences"][:4]
+    assert found["train_mse"] == pytest.approx((error**2).mean(), rel=1e-5)
     replanned = {f"every_{steps}" for steps in (1, 5, 10, 25)}
     disturbed = {f"every_10_{kind}" for kind in ("noise", "less", "more")}
     assert {"open", "wide"} | replanned | disturbed <= set(found)
