@@ -599,7 +599,8 @@ def sizes(state: dict[str, Tensor]) -> dict:
 def net_flop(cfg: ModelConfig, shape: Shape, batch: int, planes: int = 1) -> float:
     """FLOP of one forward call of the net.
 
-    Two per multiply-add of its matrix products and convolutions, nothing else.
+    Two per multiply-add of its matrix products and convolutions, nothing else. Sums over groups of
+    cells are no products, though "groups" computes them so.
     planes: positions per cell. Raises KeyError for a mixer whose cost is not known.
     """
     D = cfg.dim
