@@ -1078,6 +1078,10 @@ def load_run(
     if path.is_dir():
         path = path / "best.pt"
     state = load(path, device, {"config", "shape", "raw", "ema"})
+    if state[weights] is None and weights == "raw":
+        raise UserError(
+            f"{path}: holds the averaged weights only, expected the raw ones beside them"
+        )
     try:
         tables = nested(state["config"])
         cls = Config.variant([(str(path), tables)])
