@@ -442,6 +442,8 @@ def run(args: argparse.Namespace) -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     path = find_run(args.run)
     cfg, net, state = open_net(path, args.entry, device)
+    if cfg.train.threads:  # more threads than in training, on a busy machine, wait for each other
+        torch.set_num_threads(cfg.train.threads)
     task = cfg.task.bound(state["shape"])
     if not task.solvable:
         raise UserError(
