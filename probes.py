@@ -199,6 +199,11 @@ def size(x: Tensor) -> float:
 def puzzle_embeddings(folder: Path, net: Conditioned) -> Tensor:
     """(rows, D): the trained rows of a run's puzzle embedding. Raises UserError."""
     _, other, _ = load_run(folder)
+    return embedding_rows(folder, other, net)
+
+
+def embedding_rows(folder: Path, other: torch.nn.Module, net: Conditioned) -> Tensor:
+    """The same of the net of a run that has been read."""
     D = net.cfg.dim
     if isinstance(other, Conditioned) or not net.cfg.prefix or other.cfg.dim != D:
         raise UserError(
@@ -416,8 +421,8 @@ def imitate(folder: Path, against: Path, steps: int = 1000, lr: float = 1e-3) ->
     cfg, net = load_arc_run(folder)
     if not isinstance(net, Conditioned) or cfg.arc.mode == "embed":
         raise UserError(f"{folder}: its net reads no demonstrations, expected one with an encoder")
-    puzzle_embeddings(against, net)  # or it says what is wrong
     known_cfg, known = load_arc_run(against)
+    embedding_rows(against, known, net)  # or it says what is wrong
     ds, known_ds = data.load(cfg).arc, data.load(known_cfg).arc
     own, theirs = by_name(ds), by_name(known_ds)
     if any(names(ds, own[side]) != names(known_ds, theirs[side]) for side in own):

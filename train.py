@@ -376,17 +376,30 @@ def load_init(net: torch.nn.Module, cfg: Config) -> dict:
         find_run(Path(path))
         state = load(Path(path), "cpu", {"config", "step", "raw", "ema"})
         digest = digest_of_files(path)
+        kind, weights = chosen_weights(path, state, kind)
     except UserError as e:
         raise UserError(f"train.init: {e}") from None
-    if state[kind] is None:
-        kind = "raw"
-    misfit = misfit_of(net.state_dict(), state[kind])
+    misfit = misfit_of(net.state_dict(), weights)
     if misfit:
         keys = shaping_keys(cfg, state["config"])
         keys = f": {keys}" if keys else ""
         raise UserError(f"train.init = {cfg.train.init!r} does not fit{keys}: {misfit} of {path}")
-    net.load_state_dict(state[kind])
+    net.load_state_dict(weights)
     return {"file": path, "sha256": digest, "step": state["step"], "weights": kind}
+
+
+def chosen_weights(path: str | Path, state: dict, kind: str) -> tuple[str, dict[str, Tensor]]:
+    """(kind, weights) of a checkpoint: the raw ones too where no average was kept.
+
+    Raises UserError where the raw ones are asked for and only the average was kept.
+    """
+    if kind == "ema" and state["ema"] is None:
+        kind = "raw"
+    if state[kind] is None:
+        raise UserError(
+            f"{path}: holds the averaged weights only, expected the raw ones beside them"
+        )
+    return kind, state[kind]
 
 
 def misfit_of(own: dict[str, Tensor], other: dict[str, Tensor]) -> str:
@@ -1078,16 +1091,13 @@ def load_run(
     if path.is_dir():
         path = path / "best.pt"
     state = load(path, device, {"config", "shape", "raw", "ema"})
-    if state[weights] is None and weights == "raw":
-        raise UserError(
-            f"{path}: holds the averaged weights only, expected the raw ones beside them"
-        )
+    _, chosen = chosen_weights(path, state, weights)
     try:
         tables = nested(state["config"])
         cls = Config.variant([(str(path), tables)])
         cfg = build(cls, known_only(cls, tables))
         net = cfg.task.make_net(cfg, state["shape"], dtype).to(device)
-        net.load_state_dict(state["raw"] if state[weights] is None else state[weights])
+        net.load_state_dict(chosen)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         reason = str(e).splitlines()[0]
         raise UserError(

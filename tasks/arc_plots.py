@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from plots import GREY, height, legend, plain, save_png, seed_count, style
 from tasks.arc_rules import lines_of
@@ -175,7 +176,7 @@ def plot_carry(entries: Entries) -> Figure | None:
         text = f"{name} ({seed_count(len(seeds))})"
         ax.plot(steps, np.mean(seeds, axis=0), lw=2, ms=5, label=text, **look)
     ax.set(xlabel="supervision step", ylabel="relative change of the carried state", ylim=(0, None))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(ax)
     legend(ax, len(moves), loc="upper right")
     return fig

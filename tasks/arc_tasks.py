@@ -148,7 +148,7 @@ def read_tasks(source: str) -> list[ArcTask]:
 
 
 def sources_of(text: str) -> list[str]:
-    """ "a, b" -> ["a", "b"]; of an empty text there is one, the empty one."""
+    """What stands between the commas: of an empty text one source, the empty one."""
     return [source.strip() for source in text.split(",")]
 
 

@@ -286,14 +286,18 @@ def in_words(row: dict) -> str:
 
 def best_of(compared: list[dict]) -> str:
     """The entry that is lowest, and which ones beat the baseline."""
-    seven = [row for row in compared if short(row["entry"]) in THE_SEVEN]
-    ranked = sorted(seven or compared, key=lambda row: row["difference"])
-    first = ranked[0]
+    ranked = sorted(compared, key=lambda row: row["difference"])
+    first = first_of_the_seven(ranked)
     helpful = [row["entry"] for row in ranked if row["verdict"] == "helps"]
     verdict = "No entry beats the baseline by the rule, so there is no best combination to name."
     if helpful:
         verdict = f"Entries that beat the baseline by the rule: {', '.join(helpful)}."
     return f"Lowest: {first['entry']}, {in_words(first)}. {verdict}"
+
+
+def first_of_the_seven(ranked: list[dict]) -> dict:
+    """The first row of a configuration of the plan; the first of all where there is none."""
+    return next((row for row in ranked if short(row["entry"]) in THE_SEVEN), ranked[0])
 
 
 # ---------------------------------------------------------------- tables
@@ -412,8 +416,6 @@ class Study:
 
     def result(self) -> dict:
         """For ablation_analysis.json."""
-        seven = [row for row in self.rows if short(row["entry"]) in THE_SEVEN]
-        best = (seven or self.rows)[0]
         single = [row for row in self.rows if short(row["entry"]) in QUESTIONS]
         single.sort(key=lambda row: -row.get("improvement_percent", -math.inf))
         impacts = [
@@ -426,7 +428,7 @@ class Study:
         ]
         return {
             "configs": {row["entry"]: row for row in self.rows},
-            "best_config": best["entry"],
+            "best_config": first_of_the_seven(self.rows)["entry"],
             "references": self.others,
             "feature_impacts": impacts,
         }
