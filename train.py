@@ -962,6 +962,9 @@ def postfix(line: dict, best: dict | None) -> dict:
     return shown
 
 
+TIMED_ROWS = 256  # test rows on which the time is measured that halting saves
+
+
 def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     """The test split meets the checkpoint that validation chose, once.
 
@@ -978,9 +981,10 @@ def finish(run: Run, dataset: data.Dataset, entry: str) -> dict:
     run.seconds |= {"test": 0.0, "test_halting": 0.0}
     run.book("test")
     verdict, halting = test.pop("verdict"), test.pop("halting")
-    if halting["steps"] < test["steps"]:  # do it again and let finished rows leave the batch
-        options = {"rows": rows, "adaptive": True, "progress": "test, halting"}
-        halting = task.evaluate(net, dataset.test, cfg, world, **options)["halting"]
+    if halting["steps"] < test["steps"]:  # what is saved when finished rows leave the batch?
+        halting["timed_rows"] = min(test["n"], TIMED_ROWS)
+        options = {"rows": halting["timed_rows"], "adaptive": True, "progress": "test, halting"}
+        task.evaluate(net, dataset.test, cfg, world, **options)
         run.book("test_halting")
     more, files = task.report(net, dataset, cfg, world)
     if more:

@@ -202,6 +202,7 @@ def result(folder: Path) -> dict:
     summary = json.loads((folder / "summary.json").read_text())
     names = RENAMED.get(summary["task"], {})
     summary, lines = renamed(summary, names), [renamed(line, names) for line in lines]
+    summary["test_halting"].pop("timed_rows", None)  # newer than some copies
     found = {
         f"metrics.jsonl line {at} {key}": value
         for at, line in enumerate(lines, 1)

@@ -1038,6 +1038,22 @@ def test_the_test_set_is_not_touched_before_the_end(tmp_path, monkeypatch):
     )
 
 
+def test_what_halting_saves_is_timed_on_some_rows_and_its_figures_are_of_all(tmp_path, monkeypatch):
+    evaluate_, asked = Sudoku.evaluate, {}
+
+    def fake(self, net, split, cfg, world, rows=0, adaptive=False, progress=""):
+        asked[progress] = rows
+        result = evaluate_(self, net, split, cfg, world, rows=rows, adaptive=adaptive)
+        result["halting"] |= {"exact": 0.0 if adaptive else 0.7, "steps": 1.5}
+        return result
+
+    monkeypatch.setattr(Sudoku, "evaluate", fake)
+    monkeypatch.setattr(training, "TIMED_ROWS", 6)
+    halting = tiny.run(tmp_path)["test_halting"]
+    assert asked["test, halting"] == halting["timed_rows"] == 6
+    assert (halting["n"], halting["exact"]) == (10, 0.7)
+
+
 def test_the_test_meets_the_weights_that_validation_chose(tmp_path, monkeypatch):
     evaluate_, figures, weights = Sudoku.evaluate, iter([0.1, 0.9, 0.2]), {}
 
