@@ -31,6 +31,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from config import UserError, load_config, quiet_output
 from layers import Attention, Block, Conv, Norm, Pool, PositionMLP
@@ -559,7 +560,7 @@ def run_rounds(arms: dict, found: dict, B: int, rounds: int, clock: Clock, devic
     train, solve, memory = ({name: [] for name in arms} for _ in range(3))
     peak = dict.fromkeys(map(precision, arms), 0.0)
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    for _ in range(rounds):
+    for _ in tqdm(range(rounds), desc="rounds", leave=False):
         for name, arm in arms.items():
             train[name].append(clock(arm.train_step))
             memory[name].append(clock.grown)
