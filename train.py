@@ -108,7 +108,7 @@ class TrainConfig:
     batch_size: int = 768  # slots, over all processes
     # with model.halting = false: slots take new examples in turn rather than all at the same step
     stagger: bool = False
-    # pieces a batch is worked in, to fit into memory, or on a CPU (1 MB a piece) into its cache; the
+    # pieces a batch is worked in, to fit into memory, or a CPU's cache (a piece of 1 MB or so); the
     # result is the same to rounding
     accumulate: int = 1
     # muon: for the matrices of the net, adamw for the rest; adam: decay inside the gradient (L2)

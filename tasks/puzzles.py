@@ -712,6 +712,35 @@ def redraw_sudokus(inputs: np.ndarray, labels: np.ndarray, g: np.random.Generato
     return np.where(given.T, labels, 1).astype(np.uint8)
 
 
+def other_solutions(inputs: np.ndarray, labels: np.ndarray, g: np.random.Generator):
+    """Sudokus near these (N, L), with solutions of their own: two (N, L) uint8 arrays.
+
+    One clue of each changes its digit, where the other clues allow that. Then blanks are shown
+    until the solution is the only one. A Sudoku whose chosen clue allows no other digit stays.
+    """
+    side = math.isqrt(inputs.shape[1])
+    full = (1 << side) - 1
+    each = np.arange(len(inputs))
+    given = (inputs > 1).T.copy()  # (L, N)
+    solved = (1 << (labels.T.astype(int) - 2)).astype(np.uint16)
+    clue = (g.random(given.shape) * given).argmax(0)  # (N,)
+    rival = np.where(given, solved, full).astype(np.uint16)
+    rival[clue, each] = full - solved[clue, each]
+    found, answer = search(rival, side, limit=1)
+    solved = np.where(found > 0, answer, solved)
+    todo = np.flatnonzero(found)
+    while todo.size:
+        clues = np.where(given[:, todo], solved[:, todo], full).astype(np.uint16)
+        found, answer = search(clues, side, limit=2)
+        todo, answer = todo[found > 1], answer[:, found > 1]
+        # Show a cell where the two solutions differ, or any blank if they are the same one.
+        differs = answer != solved[:, todo]
+        blank = np.where(differs.any(0), differs, ~given[:, todo])
+        given[(g.random(blank.shape) * blank).argmax(0), todo] = True
+    labels = digits_of(solved).T
+    return np.where(given.T, labels, 1).astype(np.uint8), labels
+
+
 # ---------------------------------------------------------------- identity, up to symmetry
 
 

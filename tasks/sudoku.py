@@ -34,6 +34,7 @@ from tasks.puzzles import (
     encode,
     generate_sudokus,
     givens_range,
+    other_solutions,
     redraw_sudokus,
     shuffle_lines,
     shuffle_sudoku,
@@ -53,6 +54,9 @@ class SudokuConfig(RowsConfig):
     augment: bool = True  # every draw under a random element of the full symmetry group
     # with augment: further copies of every training row, with other clues of the same solution
     redraw: int = 0
+    # the copies get solutions of their own: each has one digit of the copy before changed, and all
+    # that follows from it
+    redraw_solutions: bool = False
     # share of training draws that show a random part of their blanks' answers: easier puzzles
     reveal: float = 0.0
 
@@ -71,6 +75,8 @@ class SudokuConfig(RowsConfig):
                 yield key, f"fewest clues ({low}) <= most clues ({high}), {most}"
         if self.redraw > 0 and not self.augment:
             yield "redraw", "0 with data.augment = false: it is an augmentation"
+        if self.redraw_solutions and not self.redraw:
+            yield "redraw_solutions", "false with data.redraw = 0: there are no copies"
         if not 0 <= self.reveal <= 1:
             yield "reveal", "a share, 0 to 1"
 
@@ -119,22 +125,27 @@ class Sudoku(Task):
 
     def redraw(self, data, train: Split, held_out: np.ndarray, card: dict) -> Split:
         """Every training row and its copies. A copy that is held out is the row itself."""
-        copies = [train.inputs]
-        refused = 0
+        copies, answers, refused = [train.inputs], [train.labels], 0
+        inputs, labels = train.inputs, train.labels
         for copy in range(1, 1 + data.redraw):
-            found = redraw_sudokus(train.inputs, train.labels, rng(data.seed, REDRAW, copy))
-            known = np.isin(sudoku_keys(found, train.labels), held_out)
-            copies.append(np.where(known[:, None], train.inputs, found))
+            g = rng(data.seed, REDRAW, copy)
+            if data.redraw_solutions:
+                inputs, labels = other_solutions(inputs, labels, g)
+                inputs = redraw_sudokus(inputs, labels, g)
+            else:
+                inputs = redraw_sudokus(train.inputs, train.labels, g)
+            known = np.isin(sudoku_keys(inputs, labels), held_out)
+            copies.append(np.where(known[:, None], train.inputs, inputs))
+            answers.append(np.where(known[:, None], train.labels, labels))
             refused += int(known.sum())
-        inputs = np.stack(copies, 1)
-        unchanged = int((inputs[:, 1:] == inputs[:, :1]).all(2).sum())
+        made = Split(np.stack(copies, 1), np.stack(answers, 1))
+        unchanged = int((made.inputs[:, 1:] == made.inputs[:, :1]).all(2).sum())
         of = f"of {data.redraw * len(train)} copies"
-        card["augmentation"] += (
-            f"; of each {data.redraw} copies with other clues of the same solution"
-        )
+        kind = "other solutions" if data.redraw_solutions else "other clues of the same solution"
+        card["augmentation"] += f"; of each {data.redraw} copies with {kind}"
         card["redraw_held_out"] = f"{refused} {of}"
         card["redraw_unchanged"] = f"{unchanged} {of}"
-        return Split(inputs, np.repeat(train.labels[:, None], 1 + data.redraw, 1))
+        return made
 
     def no_file(self, split: str) -> str:
         return (
@@ -169,7 +180,7 @@ class Sudoku(Task):
         inputs, labels = super().augment(dataset, data, row, g)
         if dataset.variants is not None:
             pick = g.integers(1 + data.redraw, size=len(row))
-            inputs = dataset.variants.inputs[row, pick]
+            inputs, labels = dataset.variants.inputs[row, pick], dataset.variants.labels[row, pick]
         if data.augment:
             inputs, labels = shuffle_sudoku(inputs, labels, g)
         if data.reveal:

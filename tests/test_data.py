@@ -660,6 +660,44 @@ def test_of_a_redrawn_sudoku_no_old_clue_could_be_spared(side):
             assert solutions(digits[:at] + [0] + digits[at + 1 :], side) == 2
 
 
+@pytest.mark.parametrize("side", [4, 6, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_sudoku_nearby_has_another_solution_and_no_second_one(side):
+    before, labels = generate_sudokus(SudokuConfig(size=side), 20, rng(23), side)
+    before = puzzles.redraw_sudokus(before, labels, rng(23))  # with few clues too many
+    after, answers = puzzles.other_solutions(before, labels, rng(24))
+    assert after.dtype == answers.dtype == np.uint8
+    assert ((after == 1) | (after == answers)).all()
+    for question, answer in zip(after, answers):
+        assert solutions((question.astype(int) - 1).tolist(), side) == 1
+        assert data.solve_sudoku(decode("sudoku", question)) == decode("sudoku", answer)
+    moved = (answers != labels).any(1)
+    assert moved.mean() > 0.5
+    assert (after[~moved] == before[~moved]).all()
+    clues = before > 1
+    assert (after > 1)[clues].all()  # clues stay clues, and one of them has another digit
+    assert ((after != before) & clues)[moved].sum(1).tolist() == [1] * moved.sum()
+    again, _ = puzzles.other_solutions(before, labels, rng(24))
+    assert (again == after).all()
+
+
+def test_copies_with_other_solutions_walk_away_from_their_row():
+    cfg = replace(SUDOKU, redraw=3, redraw_solutions=True)
+    ds = load(cfg)
+    inputs, labels = ds.variants.inputs, ds.variants.labels
+    assert (labels[:, 0] == ds.train.labels).all() and (inputs[:, 0] == ds.train.inputs).all()
+    assert ((inputs == 1) | (inputs == labels)).all()
+    differs = (labels[:, 1:] != labels[:, :-1]).any(-1)
+    assert differs.mean() > 0.5
+    assert "3 copies with other solutions" in ds.card["augmentation"]
+    held_out = np.union1d(sudoku_keys_of(ds.val), sudoku_keys_of(ds.test))
+    flat = Split(inputs.reshape(-1, 16), labels.reshape(-1, 16))
+    assert not np.isin(sudoku_keys_of(flat), held_out).any()
+    batch = draw(ds, cfg, 200, 0, 0)
+    assert np.isin(
+        puzzles.sudoku_keys(batch["inputs"], batch["labels"]), sudoku_keys_of(flat)
+    ).all()
+
+
 def test_no_redrawn_sudoku_is_held_out(monkeypatch):
     cfg = replace(SUDOKU, redraw=3)
     ds = load(cfg)
@@ -735,6 +773,7 @@ SWITCHES = {
         (SUDOKU, "givens_max", 7),
         (SUDOKU, "augment", False),
         (SUDOKU, "redraw", 2),
+        (replace(SUDOKU, redraw=2), "redraw_solutions", True),
         (SUDOKU, "reveal", 1.0),
     ],
     "features": [(VECTORS, *row) for row in ROWS[:1] + ROWS[2:] + COUNTS]
@@ -990,6 +1029,7 @@ IMPOSSIBLE_SUDOKUS = [
     ),
     ({"redraw": -1}, "data.redraw = -1, expected 0 or more"),
     ({"redraw": 1, "augment": False}, "data.redraw = 1, expected 0 with .*augment = false"),
+    ({"redraw_solutions": True}, "data.redraw_solutions = True, expected false with .*redraw = 0"),
     ({"reveal": 1.5}, "data.reveal = 1.5, expected a share"),
     ({"size": 9, "generate": False}, "download sudoku_extreme"),
     (
