@@ -623,15 +623,14 @@ def first_at(cell: Cell, figure: str) -> str:
 def pooled(found: list[dict]) -> str:
     """The mean of exact over the seeds of a side, with n and its interval.
 
-    Of one seed the interval is over queries, of several over seeds.
+    Over seeds, and never narrower than over the n queries, which are the same for each seed.
     """
     if not found:
         return "?"
     values, n = np.array([[part["exact"]] for part in found]), found[0]["n"]
+    mean = float(values.mean())
+    low, high = wilson(mean, n)
     if len(found) > 1:
-        mean, low, high = interval(values)
-    else:
-        mean = values[0, 0]
-        low, high = wilson(mean, n)
-    low, high = max(low, 0), min(high, 1)
+        _, least, most = interval(values)
+        low, high = max(0, min(low, least)), min(1, max(high, most))
     return f"{percent(mean)} ({percent(low)} to {percent(high)}; n = {len(found)} x {n})"

@@ -277,6 +277,15 @@ def test_a_table_can_be_made_again_from_its_runs(name, tmp_path):
             assert old.get(key) == new.get(key), (old["entry"], key)
 
 
+RULED = [path.parent.name for path in RESULTS.glob("*/rules.md") if (path.parent / "runs").exists()]
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_decision_trees_can_be_read_again_from_their_runs(name, tmp_path):
+    assert analyze.main(["--rules", str(RESULTS / name / "runs"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "rules.md").read_text() == (RESULTS / name / "rules.md").read_text()
+
+
 # ---------------------------------------------------------------- nets to figures
 
 NETS = {  # a net in results/ -> its run, its test rows, how many are asked here, least share right

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -508,3 +509,11 @@ def test_a_laptop_twin_changes_what_the_entry_of_full_size_changes(full, small, 
     for name in names:
         differ = changed(full, name) ^ changed(small, name)
         assert differ <= ELSEWHERE.get(name, set()), (name, differ)
+
+
+def test_an_interval_over_equal_seeds_is_that_of_their_queries():
+    equal = [{"exact": 1.0, "n": 40}] * 3
+    assert rules.pooled(equal) == "100.0 % (91.2 % to 100.0 %; n = 3 x 40)"
+    spread = [{"exact": share, "n": 40} for share in (0.2, 0.5, 0.8)]
+    low, high = (float(word) for word in re.findall(r"([\d.]+) %(?: to|;)", rules.pooled(spread)))
+    assert low < 20 and high > 80
