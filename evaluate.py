@@ -590,11 +590,8 @@ def seen_in_training(trained: Trained, cfg, test: data.Split) -> int | None:
         return None
     if cfg.data == trained.cfg.data:
         return 0  # the splits of a run share no row
-    # Rows only: turned and redrawn copies take minutes to make, and are not looked at.
-    plain = {"augment": False, "redraw": 0, "redraw_solutions": False}
-    plain = {key: value for key, value in plain.items() if hasattr(trained.cfg.data, key)}
     try:
-        own = data.load(replace(trained.cfg, data=replace(trained.cfg.data, **plain)))
+        own = data.load(replace(trained.cfg, data=trained.cfg.data.without_copies()))
     except UserError:
         return None
     if own.train is None or test.inputs.dtype.kind == "f":

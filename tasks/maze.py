@@ -70,6 +70,9 @@ class MazeConfig(RowsConfig):
     def unlimited(self) -> bool:
         return self.fresh
 
+    def without_copies(self) -> "MazeConfig":
+        return replace(self, augment=False, redraw=0)
+
     def side(self, split: str) -> int:
         return self.test_size or self.size if split == "test" else self.size
 

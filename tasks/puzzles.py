@@ -444,6 +444,11 @@ def digits_of(masks: np.ndarray) -> np.ndarray:
     return np.log2(masks).astype(np.uint8) + 2
 
 
+def masks_of(labels: np.ndarray) -> np.ndarray:
+    """Solved Sudokus (N, L) as tokens -> masks of one bit (L, N)."""
+    return (1 << (labels.T.astype(int) - 2)).astype(np.uint16)
+
+
 def solve_sudoku(question: str) -> str:
     """The only solution of a Sudoku: 4x4, 6x6 (boxes of 2 rows, 3 columns) or 9x9.
 
@@ -650,12 +655,22 @@ def clue_needed(solved: np.ndarray, given: np.ndarray, cell: np.ndarray, side: i
 
     solved (L, n) masks, given (L, n) bool.
     """
+    return rival(solved, given, cell, side)[0]
+
+
+def rival(
+    solved: np.ndarray, given: np.ndarray, cell: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Is there a solution with another digit in this cell (n,)? (n,) bool, and such ones (L, n).
+
+    solved (L, n) masks, given (L, n) bool: the other clues, which stay.
+    """
     full = (1 << side) - 1
     each = np.arange(cell.size)
-    rival = np.where(given, solved, full).astype(np.uint16)
-    rival[cell, each] = full - solved[cell, each]
-    found, _ = search(rival, side, limit=1)
-    return found > 0
+    cand = np.where(given, solved, full).astype(np.uint16)
+    cand[cell, each] = full - solved[cell, each]
+    found, answer = search(cand, side, limit=1)
+    return found > 0, answer
 
 
 def givens_range(cfg) -> tuple[int, int]:
@@ -698,7 +713,7 @@ def redraw_sudokus(inputs: np.ndarray, labels: np.ndarray, g: np.random.Generato
     solution stays the only one. Sudokus near hard ones are hard.
     """
     side = math.isqrt(inputs.shape[1])
-    solved = (1 << (labels.T.astype(int) - 2)).astype(np.uint16)  # (L, N) masks
+    solved = masks_of(labels)
     old = (inputs > 1).T
     # Per Sudoku the rank of every cell in a random order, first the blanks, then the clues.
     rank = (g.random(old.shape) + old).argsort(0).argsort(0)
@@ -712,25 +727,22 @@ def redraw_sudokus(inputs: np.ndarray, labels: np.ndarray, g: np.random.Generato
     return np.where(given.T, labels, 1).astype(np.uint8)
 
 
-def other_solutions(inputs: np.ndarray, labels: np.ndarray, g: np.random.Generator):
+def other_solutions(
+    inputs: np.ndarray, labels: np.ndarray, g: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Sudokus near these (N, L), with solutions of their own: two (N, L) uint8 arrays.
 
     One clue of each changes its digit, where the other clues allow that. Then blanks are shown
     until the solution is the only one. A Sudoku whose chosen clue allows no other digit stays.
     """
     side = math.isqrt(inputs.shape[1])
-    full = (1 << side) - 1
-    each = np.arange(len(inputs))
-    given = (inputs > 1).T.copy()  # (L, N)
-    solved = (1 << (labels.T.astype(int) - 2)).astype(np.uint16)
+    given, solved = (inputs > 1).T.copy(), masks_of(labels)  # (L, N)
     clue = (g.random(given.shape) * given).argmax(0)  # (N,)
-    rival = np.where(given, solved, full).astype(np.uint16)
-    rival[clue, each] = full - solved[clue, each]
-    found, answer = search(rival, side, limit=1)
-    solved = np.where(found > 0, answer, solved)
+    found, answer = rival(solved, given, clue, side)
+    solved = np.where(found, answer, solved)
     todo = np.flatnonzero(found)
     while todo.size:
-        clues = np.where(given[:, todo], solved[:, todo], full).astype(np.uint16)
+        clues = np.where(given[:, todo], solved[:, todo], (1 << side) - 1).astype(np.uint16)
         found, answer = search(clues, side, limit=2)
         todo, answer = todo[found > 1], answer[:, found > 1]
         # Show a cell where the two solutions differ, or any blank if they are the same one.

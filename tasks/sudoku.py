@@ -7,7 +7,7 @@ for every cell and digit is in tasks/digits.py.
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -80,6 +80,9 @@ class SudokuConfig(RowsConfig):
         if not 0 <= self.reveal <= 1:
             yield "reveal", "a share, 0 to 1"
 
+    def without_copies(self) -> "SudokuConfig":
+        return replace(self, augment=False, redraw=0, redraw_solutions=False)
+
 
 @dataclass
 class SudokuData(Dataset):
@@ -131,9 +134,9 @@ class Sudoku(Task):
             g = rng(data.seed, REDRAW, copy)
             if data.redraw_solutions:
                 inputs, labels = other_solutions(inputs, labels, g)
-                inputs = redraw_sudokus(inputs, labels, g)
             else:
-                inputs = redraw_sudokus(train.inputs, train.labels, g)
+                inputs = train.inputs
+            inputs = redraw_sudokus(inputs, labels, g)
             known = np.isin(sudoku_keys(inputs, labels), held_out)
             copies.append(np.where(known[:, None], train.inputs, inputs))
             answers.append(np.where(known[:, None], train.labels, labels))
